@@ -1,0 +1,302 @@
+//! The frames between the runtime and the agent.
+//!
+//! Only the guest dials. Over vsock, the agent connects to the host (CID 2):
+//!
+//! - once to [`CONTROL_PORT`]: it sends [`Hello`], then reads [`Request`]s and writes [`Reply`]s and
+//!   [`Event`]s;
+//! - once to [`STREAM_PORT`] for every standard stream of a process: it sends one [`StreamHello`] frame, and
+//!   from then on the connection carries that stream's bytes and nothing else. The end of a stream is the end
+//!   of its direction (`shutdown`).
+//!
+//! A frame is a 32-bit little-endian length and that many bytes of JSON; see [`frame`]. Each side treats the
+//! other as hostile: lengths are checked before anything is allocated, and an id that one side sends back is
+//! looked up, never used as a path.
+
+pub mod frame;
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+/// The host port of the control connection.
+pub const CONTROL_PORT: u32 = 1024;
+
+/// The host port of stream connections.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The version of this protocol. The runtime and the agent of one release speak the same; others are refused.
+pub const VERSION: u32 = 1;
+
+/// The most bytes of a frame to the guest: a `config.json` may be large.
+pub const MAX_TO_GUEST_BYTES: u32 = 8 << 20;
+
+/// The most bytes of a frame from the guest.
+pub const MAX_TO_HOST_BYTES: u32 = 256 << 10;
+
+/// The most bytes of a [`StreamHello`] frame.
+pub const MAX_STREAM_HELLO_BYTES: u32 = 1 << 10;
+
+/// Where the guest mounts the virtio-fs share.
+pub const SHARE_MOUNT: &str = "/run/sandbox/share";
+
+/// The first frame on the control connection: the guest is ready.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Hello {
+    /// [`VERSION`] of the agent.
+    pub version: u32,
+    /// The guest kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// Microseconds from the kernel's start to the agent's first instruction.
+    pub kernel_micros: u64,
+    /// Microseconds from there to this frame.
+    pub agent_micros: u64,
+}
+
+/// What the host asks of the agent.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Request {
+    /// Chosen by the host; the reply carries it.
+    pub id: u64,
+    /// What to do.
+    pub call: Call,
+}
+
+/// The verbs.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum Call {
+    /// The first request: clock, entropy, the sandbox's own names.
+    Configure(Configure),
+    /// Makes a container up to the point where its process is about to be executed.
+    Create(Box<Create>),
+    /// Lets the created process execute.
+    Start {
+        /// The container.
+        container: String,
+    },
+    /// Runs one more process in a running container.
+    Exec(Box<Exec>),
+    /// Sends a signal to a process, or to all processes of a container.
+    Signal {
+        /// The container.
+        container: String,
+        /// The process; empty: the container's first.
+        #[serde(default)]
+        process: String,
+        /// The signal's number on x86-64 Linux.
+        signal: i32,
+        /// Whether to signal every process of the container.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Sets the window size of a process's terminal.
+    Resize {
+        /// The container.
+        container: String,
+        /// The process; empty: the container's first.
+        #[serde(default)]
+        process: String,
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
+    /// Removes a stopped container.
+    Delete {
+        /// The container.
+        container: String,
+    },
+    /// Syncs and powers the guest off. There is no reply: the machine goes.
+    PowerOff,
+}
+
+/// What every guest is told first.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Configure {
+    /// The host's wall clock, in nanoseconds since the epoch.
+    pub time_ns: u64,
+    /// Entropy for the guest's pool, base64.
+    pub entropy: String,
+    /// The guest's own host name.
+    pub hostname: String,
+    /// Whether the machine has the virtio-fs share, to be mounted at [`SHARE_MOUNT`].
+    pub share: bool,
+}
+
+/// A container to make.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Create {
+    /// The container's id.
+    pub container: String,
+    /// The validated OCI configuration. Every host path in it has been replaced by the guest path at which the
+    /// share shows it: `root.path` and the sources of bind mounts.
+    pub spec: Spec,
+    /// Where writes to the root file system go.
+    pub root: RootWrites,
+    /// A user to resolve in the container's own `/etc/passwd` and `/etc/group`, as `name|uid[:group|gid]`,
+    /// instead of `process.user`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Which of the process's streams the host wants.
+    pub streams: Streams,
+}
+
+/// Where writes to a root file system go.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootWrites {
+    /// Through the share to the host.
+    Through,
+    /// To an overlay in guest memory, which vanishes with the guest.
+    Overlay,
+}
+
+/// One more process for a running container.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Exec {
+    /// The container.
+    pub container: String,
+    /// The new process's id, unique in the container, not empty.
+    pub process: String,
+    /// What to run.
+    pub spec: Process,
+    /// Which of the process's streams the host wants.
+    pub streams: Streams,
+}
+
+/// Which standard streams of a process are carried; the others are `/dev/null`.
+///
+/// With `process.terminal` there is one connection, [`Stream::Terminal`], whatever this says.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Streams {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+}
+
+/// The first frame on a stream connection.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct StreamHello {
+    /// The container.
+    pub container: String,
+    /// The process; empty: the container's first.
+    #[serde(default)]
+    pub process: String,
+    /// Which of its streams.
+    pub stream: Stream,
+}
+
+/// A stream of a process.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Host to guest.
+    Stdin,
+    /// Guest to host.
+    Stdout,
+    /// Guest to host.
+    Stderr,
+    /// Both directions: the master of the process's terminal.
+    Terminal,
+}
+
+/// What the agent sends after [`Hello`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum FromAgent {
+    /// The answer to a request.
+    Reply(Reply),
+    /// Something happened.
+    Event(Event),
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Reply {
+    /// The request's id.
+    pub id: u64,
+    /// How it went.
+    pub outcome: Outcome,
+}
+
+/// How a request went.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Carried out. `create`, `start` and `exec` are done when the process stands or runs, and the streams
+    /// asked for have been dialled.
+    Done,
+    /// Refused or failed, with nothing left of it in the guest.
+    Failed(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Failure {
+    /// The kind, for exit codes.
+    pub kind: FailureKind,
+    /// What was being done, to what, and why it failed.
+    pub message: String,
+}
+
+/// The kinds of failure that callers tell apart.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The program does not exist (exit code 127).
+    CommandNotFound,
+    /// The program cannot be executed (exit code 126).
+    CommandNotExecutable,
+    /// The user does not exist in the container.
+    UnknownUser,
+    /// No such container or process.
+    NotFound,
+    /// Anything else.
+    Other,
+}
+
+/// What happens in the guest without being asked.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A process ended, and all its output has been handed to the streams.
+    Exited {
+        /// The container.
+        container: String,
+        /// The process; empty: the container's first.
+        #[serde(default)]
+        process: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// Whether the container's memory limit killed something in it.
+        #[serde(default)]
+        out_of_memory: bool,
+        /// Anything a reader may want to know besides, such as counters.
+        #[serde(default)]
+        details: BTreeMap<String, u64>,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExitStatus {
+    /// It returned this code, 0 to 255.
+    Code(u8),
+    /// This signal killed it.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// The exit code that a shell would report: the code, or 128 + the signal.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128u8.saturating_add(signal),
+        }
+    }
+}

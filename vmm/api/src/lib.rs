@@ -1,0 +1,296 @@
+//! What the runtime and `sandbox-vmm` say to each other.
+//!
+//! The runtime starts `sandbox-vmm` with
+//!
+//! - a [`VmConfig`] as JSON on standard input, read to its end;
+//! - one end of a stream socket pair as descriptor [`EVENT_FD`]: the VMM writes a [`VmEvent`] as one line of
+//!   JSON each, and stops the machine when the peer closes (so a machine never outlives its runtime);
+//! - standard error for its log.
+//!
+//! While it runs, the VMM answers one [`ControlRequest`] line with one [`ControlReply`] line on the unix
+//! socket [`VmConfig::control_socket`].
+//!
+//! The types here know nothing of containers or OCI: a share entry is a directory, not a volume.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The descriptor on which `sandbox-vmm` finds its event socket.
+pub const EVENT_FD: i32 = 3;
+
+/// The virtio-fs tag of the one share of a machine.
+pub const SHARE_TAG: &str = "share";
+
+/// The least guest memory that the guest kernel and agent boot in, in MiB.
+pub const MIN_MEMORY_MIB: u32 = 48;
+
+/// The most guest memory that the address layout has room for, in MiB (1 TiB).
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+
+/// The most vCPUs of a machine: xAPIC identifiers have 8 bits and 255 is the broadcast.
+pub const MAX_VCPUS: u8 = 254;
+
+/// The I/O port by which the guest powers its machine off: a write of [`POWER_OFF_VALUE`] ends it.
+///
+/// A machine without ACPI has no power-off of its own. The port is that of QEMU's `isa-debug-exit` device, so
+/// that both machines have the same.
+pub const POWER_OFF_PORT: u16 = 0x501;
+
+/// The byte that the agent writes to [`POWER_OFF_PORT`] after it has synced everything.
+pub const POWER_OFF_VALUE: u8 = 0x2a;
+
+/// Where the guest kernel leaves its last words when it panics: `ramoops` writes the end of its log into the
+/// last [`PANIC_LOG_BYTES`] of the guest's low memory, which the kernel is told to keep out of.
+pub const PANIC_LOG_BYTES: u64 = 64 * 1024;
+
+/// A virtual machine, as the runtime asks for it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Which machine to run.
+    #[serde(default)]
+    pub machine: MachineChoice,
+    /// The guest kernel: an uncompressed x86-64 ELF image with a PVH entry.
+    pub kernel: PathBuf,
+    /// The guest image: an uncompressed initramfs.
+    pub image: PathBuf,
+    /// Guest memory in MiB, from [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// vCPUs, from 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Words added to the kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// The vsock device.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// What the virtio-fs device shows, each entry at its own place; none: no device.
+    #[serde(default)]
+    pub shares: Vec<ShareEntry>,
+    /// virtio-blk devices, in the order in which the guest numbers them.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// virtio-net devices, in the order in which the guest numbers them.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Whether there is a balloon with free-page reporting, by which the guest gives memory back.
+    #[serde(default)]
+    pub balloon: bool,
+    /// A file that takes what the guest writes to its serial console; none: the machine has no serial port.
+    #[serde(default)]
+    pub console: Option<PathBuf>,
+    /// Where the control socket is made.
+    pub control_socket: PathBuf,
+}
+
+/// Which machine to run the guest on.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineChoice {
+    /// KVM where a probe finds it fast enough, else QEMU.
+    #[default]
+    Auto,
+    /// KVM, or an error that says why not.
+    Kvm,
+    /// QEMU's TCG.
+    Qemu,
+}
+
+/// The machine that runs the guest.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// Our own VMM on the host's KVM.
+    Kvm,
+    /// QEMU's TCG, with our vsock and virtio-fs devices.
+    Qemu,
+}
+
+/// The vsock device, in Firecracker's hybrid mode.
+///
+/// A connection of the guest to host port P arrives at the unix socket `<socket>_P`, where a host program
+/// listens. A host program that wants guest port P connects to `<socket>`, writes `CONNECT P\n` and reads
+/// `OK <its port>\n`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or more.
+    pub cid: u32,
+    /// The unix socket; its directory holds the `_P` sockets too and nothing else.
+    pub socket: PathBuf,
+}
+
+/// A host directory or file that the guest sees through virtio-fs.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareEntry {
+    /// Where it appears in the share: a relative path of plain names.
+    pub path: PathBuf,
+    /// The host directory or regular file, absolute.
+    pub source: PathBuf,
+    /// Whether the host refuses every write to it and below it, mounts inside it included.
+    pub read_only: bool,
+}
+
+/// A raw disk image or block device.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The image; its format is raw whatever its content looks like.
+    pub path: PathBuf,
+    /// Whether writes are refused, on the host side.
+    pub read_only: bool,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// The name of an existing tap device.
+    pub tap: String,
+    /// The guest's MAC address, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+}
+
+/// What the VMM reports, in this order: at most one `Running`, exactly one `Exited`.
+///
+/// A VMM that dies closes the socket without `Exited`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum VmEvent {
+    /// The vCPUs are running.
+    Running {
+        /// The machine that runs the guest.
+        machine: MachineKind,
+        /// Why this machine: the probe's finding, or that it was asked for.
+        reason: String,
+        /// Where the time went until here.
+        timings: Vec<Timing>,
+    },
+    /// The machine is gone.
+    Exited {
+        /// Why.
+        reason: ExitReason,
+    },
+}
+
+/// A step of a start and the time it took.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Timing {
+    /// What was done.
+    pub step: String,
+    /// How long it took, in microseconds.
+    pub micros: u64,
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ExitReason {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset, and not because of a panic.
+    Reset,
+    /// The guest's CPU gave up: a fault in the handler of a double fault. On the software machine this cannot
+    /// be told from a reset.
+    TripleFault,
+    /// The guest kernel panicked.
+    Panic {
+        /// The end of its log, oldest line first, printable characters only. At most 64 lines.
+        console: Vec<String>,
+    },
+    /// The host stopped it: a stop request, or the runtime closed the event socket.
+    Stopped,
+    /// It could not be started, or not run on.
+    Failed {
+        /// What failed, on what, why, and what to do.
+        message: String,
+    },
+}
+
+/// A request on the control socket: one line of JSON.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ControlRequest {
+    /// What the machine is doing.
+    State,
+    /// Stop all vCPUs where they are.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Counters of the machine.
+    Statistics,
+    /// End the machine at once, as if its power had been cut.
+    Stop,
+}
+
+/// The answer to a [`ControlRequest`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum ControlReply {
+    /// Done.
+    Done,
+    /// The answer to `State`.
+    State {
+        /// Whether the vCPUs run.
+        state: VmState,
+        /// The machine.
+        machine: MachineKind,
+    },
+    /// The answer to `Statistics`.
+    Statistics(Statistics),
+    /// The request could not be carried out.
+    Error {
+        /// Why.
+        message: String,
+    },
+}
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs are held.
+    Paused,
+}
+
+/// Counters since the machine started.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
+pub struct Statistics {
+    /// Guest memory that is resident on the host, in bytes.
+    pub memory_resident_bytes: u64,
+    /// Memory that the guest has given back by free-page reporting so far, in bytes.
+    pub memory_reported_bytes: u64,
+    /// vCPU exits to the VMM (KVM only).
+    pub vcpu_exits: u64,
+    /// Per device, by name (`vsock`, `fs`, `blk0`, `net0`, `rng`): counters of its own.
+    pub devices: std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>,
+}
+
+/// What `sandbox-vmm probe` prints: which machines this host can run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Probe {
+    /// The machine that `auto` takes, if any.
+    pub auto: Option<MachineKind>,
+    /// Why.
+    pub reason: String,
+    /// Whether KVM is usable.
+    pub kvm: ProbedMachine,
+    /// Whether QEMU is usable.
+    pub qemu: ProbedMachine,
+}
+
+/// One machine of a [`Probe`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ProbedMachine {
+    /// Whether the machine can run the guest.
+    pub usable: bool,
+    /// What was found, with figures.
+    pub finding: String,
+    /// What the user can do where it is not usable.
+    pub remedy: Option<String>,
+}
