@@ -1,1 +1,3 @@
-//! Work in progress.
+//! The virtual machine monitor.
+
+pub mod virtio;
