@@ -5,6 +5,9 @@
 //! through [`VirtioDevice`], and both treat [`BrokenRing`] the same way: the device is dead until the guest
 //! resets it, and the guest is told so (virtio 1.2, 2.1.2 `DEVICE_NEEDS_RESET`) where the transport can.
 
+pub mod chain;
+pub mod io;
+
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
@@ -25,6 +28,11 @@ impl Signals {
     /// Adds a queue (0 to 31).
     pub fn add(&mut self, queue: usize) {
         self.0 |= 1u32.checked_shl(queue as u32).unwrap_or(0);
+    }
+
+    /// Adds all of another set.
+    pub fn merge(&mut self, other: Self) {
+        self.0 |= other.0;
     }
 
     /// Whether a queue is among them.
