@@ -1,1 +1,28 @@
-//! Work in progress.
+//! The framework of the end-to-end tests: real bundles, run by the shipped binaries.
+//!
+//! A test reads like this:
+//!
+//! ```ignore
+//! sandbox("cpus").option("--cpus", "2").run(["nproc"]).expect_stdout("2\n");
+//! ```
+//!
+//! [`sandbox`] makes a bundle with a busybox root and a private state directory; [`Sandbox::run`] runs
+//! `sandbox run` and waits, [`Sandbox::spawn`] and [`Sandbox::terminal`] leave it running. When the sandbox is
+//! dropped, [`leaks`] checks that nothing of it is left on the host. [`vmm`] drives `sandbox-vmm` alone.
+//!
+//! Nothing here waits without an end: see [`place::patience`].
+
+pub mod bundle;
+pub mod initramfs;
+pub mod leaks;
+pub mod outcome;
+pub mod pattern;
+pub mod place;
+pub mod process;
+pub mod sandbox;
+pub mod terminal;
+pub mod vmm;
+
+pub use outcome::Outcome;
+pub use place::skip;
+pub use sandbox::{Sandbox, sandbox};

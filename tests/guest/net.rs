@@ -1,0 +1,66 @@
+//! One network interface, without any tools.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+/// Gives `eth0` an address in a /24 and takes it up.
+pub fn configure(address: Ipv4Addr) -> Result<(), String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("socket: {e}"))?;
+    request(&socket, libc::SIOCSIFADDR, Value::Address(address))?;
+    request(&socket, libc::SIOCSIFNETMASK, Value::Address(Ipv4Addr::new(255, 255, 255, 0)))?;
+    request(&socket, libc::SIOCSIFFLAGS, Value::Flags(libc::IFF_UP | libc::IFF_RUNNING))
+}
+
+/// Sends datagrams of different sizes to an echo service and expects each back.
+pub fn echo(peer: &str) -> Result<(), String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("socket: {e}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1))).map_err(|e| e.to_string())?;
+    for size in [1, 100, 1400, 9000] {
+        let sent: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+        if !exchange(&socket, peer, &sent) {
+            return Err(format!("a datagram of {size} bytes did not come back"));
+        }
+    }
+    Ok(())
+}
+
+/// Datagrams may be lost, the first ones to address resolution: a few tries.
+fn exchange(socket: &UdpSocket, peer: &str, sent: &[u8]) -> bool {
+    let mut back = vec![0; sent.len() + 1];
+    (0..20).any(|_| {
+        let _ = socket.send_to(sent, peer);
+        matches!(socket.recv_from(&mut back), Ok((n, _)) if back[..n] == *sent)
+    })
+}
+
+enum Value {
+    Address(Ipv4Addr),
+    Flags(i32),
+}
+
+fn request(socket: &UdpSocket, number: libc::Ioctl, value: Value) -> Result<(), String> {
+    // SAFETY: an ifreq of zeros is a valid one.
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in ifreq.ifr_name.iter_mut().zip(b"eth0") {
+        *to = from.cast_signed();
+    }
+    match value {
+        Value::Address(address) => {
+            let mut data = [0; 14];
+            for (to, from) in data[2..].iter_mut().zip(address.octets()) {
+                *to = from.cast_signed();
+            }
+            let family = libc::AF_INET.cast_unsigned() as u16;
+            ifreq.ifr_ifru.ifru_addr = libc::sockaddr { sa_family: family, sa_data: data };
+        }
+        Value::Flags(flags) => ifreq.ifr_ifru.ifru_flags = flags as i16,
+    }
+    // SAFETY: the request takes an ifreq, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), number, &ifreq) };
+    if result < 0 {
+        Err(format!("eth0, request {number:#x}: {}", std::io::Error::last_os_error()))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! A guest image of one program, for driving `sandbox-vmm` without the agent.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::place::binary;
+
+/// Writes an initramfs to `path` that holds the probe as `/init` and the directories it mounts things on.
+pub fn write(path: &Path) -> io::Result<()> {
+    let mut image = fs::File::create(path)?;
+    for (inode, directory) in (1..).zip(["dev", "proc", "sys", "mnt"]) {
+        entry(&mut image, inode, directory, 0o040_755, &[])?;
+    }
+    entry(&mut image, 100, "init", 0o100_755, &fs::read(binary("sandbox-probe"))?)?;
+    entry(&mut image, 0, "TRAILER!!!", 0, &[])
+}
+
+/// One entry in the "newc" format: a header of hexadecimal fields, the name, the data, each padded to 4 bytes.
+fn entry(to: &mut impl Write, inode: u32, name: &str, mode: u32, data: &[u8]) -> io::Result<()> {
+    let size = u32::try_from(data.len()).map_err(io::Error::other)?;
+    let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
+    let header_and_name = 110 + name.len() + 1;
+    write!(to, "070701")?;
+    for field in [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0] {
+        write!(to, "{field:08x}")?;
+    }
+    write!(to, "{name}\0")?;
+    to.write_all(&[0; 3][..header_and_name.next_multiple_of(4) - header_and_name])?;
+    to.write_all(data)?;
+    to.write_all(&[0; 3][..data.len().next_multiple_of(4) - data.len()])
+}
