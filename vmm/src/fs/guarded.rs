@@ -1,0 +1,233 @@
+//! The file system that the guest is served: virtiofsd's passthrough, with the guest's words checked first.
+//!
+//! The passthrough resolves every name relative to a descriptor of its parent and never follows a symbolic
+//! link, but it takes a name as the guest sent it: `..`, or one with a slash in it, would be resolved by the
+//! host. [`Guarded`] lets through only what can be one directory entry's name, makes no device nodes, and sets
+//! no extended attribute that only the host's own kernel has a use for. Sizes that the passthrough would
+//! allocate unseen are bounded here.
+
+use std::ffi::CStr;
+use std::io;
+use std::time::Duration;
+
+use virtiofsd::filesystem::{
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+};
+use virtiofsd::fuse;
+use virtiofsd::passthrough::PassthroughFs;
+
+/// The most bytes of an extended attribute's value, or of the list of names: Linux's own limit.
+const XATTR_BYTES_MAX: u32 = 64 * 1024;
+
+/// Extended attributes of the host's kernel: the guest may read them and not set them.
+///
+/// `trusted.` steers an overlay file system for which the host may use the directory later; of `security.`
+/// only the file capabilities belong to the guest's own user land.
+const HOST_XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.", b"security."];
+
+/// The one attribute under a host prefix that the guest may set.
+const FILE_CAPABILITY_XATTR: &[u8] = b"security.capability";
+
+/// The passthrough file system behind its checks.
+pub struct Guarded(PassthroughFs);
+
+impl Guarded {
+    /// Puts the checks before a file system.
+    pub fn new(inner: PassthroughFs) -> Self {
+        Self(inner)
+    }
+}
+
+/// Refuses what cannot be the name of one directory entry.
+fn check_name(name: &CStr) -> io::Result<()> {
+    let bytes = name.to_bytes();
+    if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(())
+}
+
+/// Refuses to make device nodes: the host would honour them wherever the directory is not mounted `nodev`.
+fn check_node_type(mode: u32) -> io::Result<()> {
+    match mode & libc::S_IFMT {
+        libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK | 0 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    }
+}
+
+/// Refuses to set the attributes that belong to the host.
+fn check_xattr_name(name: &CStr) -> io::Result<()> {
+    let bytes = name.to_bytes();
+    if bytes != FILE_CAPABILITY_XATTR && HOST_XATTR_PREFIXES.iter().any(|prefix| bytes.starts_with(prefix)) {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    }
+    Ok(())
+}
+
+/// Passes each operation on, after `check` where one is named.
+macro_rules! pass_on {
+    {$(
+        fn $name:ident$(<$generic:ident: $bound:path>)?(
+            &self $(, $argument:ident: $type:ty)* $(,)?
+        ) $(-> $ret:ty)? $(, check $check:expr)?;
+    )*} => {$(
+        #[inline]
+        #[allow(clippy::too_many_arguments)]
+        fn $name$(<$generic: $bound>)?(&self $(, $argument: $type)*) $(-> $ret)? {
+            $($check?;)?
+            self.0.$name($($argument),*)
+        }
+    )*};
+}
+
+impl FileSystem for Guarded {
+    type Inode = <PassthroughFs as FileSystem>::Inode;
+    type Handle = <PassthroughFs as FileSystem>::Handle;
+    type DirIter = <PassthroughFs as FileSystem>::DirIter;
+
+    pass_on! {
+        fn init(&self, capable: FsOptions) -> io::Result<FsOptions>;
+        fn destroy(&self);
+        fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry>,
+            check check_name(name);
+        fn forget(&self, ctx: Context, inode: Self::Inode, count: u64);
+        fn batch_forget(&self, ctx: Context, requests: Vec<(Self::Inode, u64)>);
+        fn getattr(
+            &self, ctx: Context, inode: Self::Inode, handle: Option<Self::Handle>,
+        ) -> io::Result<(fuse::Attr, Duration)>;
+        fn setattr(
+            &self, ctx: Context, inode: Self::Inode, attr: fuse::SetattrIn, handle: Option<Self::Handle>,
+            valid: SetattrValid,
+        ) -> io::Result<(fuse::Attr, Duration)>;
+        fn readlink(&self, ctx: Context, inode: Self::Inode) -> io::Result<Vec<u8>>;
+        fn symlink(
+            &self, ctx: Context, linkname: &CStr, parent: Self::Inode, name: &CStr, extensions: Extensions,
+        ) -> io::Result<Entry>, check check_name(name);
+        fn mknod(
+            &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, rdev: u32, umask: u32,
+            extensions: Extensions,
+        ) -> io::Result<Entry>, check check_name(name).and_then(|()| check_node_type(mode));
+        fn mkdir(
+            &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, umask: u32,
+            extensions: Extensions,
+        ) -> io::Result<Entry>, check check_name(name);
+        fn unlink(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>,
+            check check_name(name);
+        fn rmdir(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>,
+            check check_name(name);
+        fn rename(
+            &self, ctx: Context, olddir: Self::Inode, oldname: &CStr, newdir: Self::Inode, newname: &CStr,
+            flags: u32,
+        ) -> io::Result<()>, check check_name(oldname).and_then(|()| check_name(newname));
+        fn link(
+            &self, ctx: Context, inode: Self::Inode, newparent: Self::Inode, newname: &CStr,
+        ) -> io::Result<Entry>, check check_name(newname);
+        fn open(
+            &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32,
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
+        fn create(
+            &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, kill_priv: bool, flags: u32,
+            umask: u32, extensions: Extensions,
+        ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)>, check check_name(name);
+        fn read<W: ZeroCopyWriter>(
+            &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, w: W, size: u32, offset: u64,
+            lock_owner: Option<u64>, flags: u32,
+        ) -> io::Result<usize>;
+        fn write<R: ZeroCopyReader>(
+            &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, r: R, size: u32, offset: u64,
+            lock_owner: Option<u64>, delayed_write: bool, kill_priv: bool, flags: u32,
+        ) -> io::Result<usize>;
+        fn flush(
+            &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, lock_owner: u64,
+        ) -> io::Result<()>;
+        fn fsync(
+            &self, ctx: Context, inode: Self::Inode, datasync: bool, handle: Self::Handle,
+        ) -> io::Result<()>;
+        fn fallocate(
+            &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, mode: u32, offset: u64,
+            length: u64,
+        ) -> io::Result<()>;
+        fn release(
+            &self, ctx: Context, inode: Self::Inode, flags: u32, handle: Self::Handle, flush: bool,
+            flock_release: bool, lock_owner: Option<u64>,
+        ) -> io::Result<()>;
+        fn statfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<libc::statvfs64>;
+        fn setxattr(
+            &self, ctx: Context, inode: Self::Inode, name: &CStr, value: &[u8], flags: u32,
+            extra_flags: SetxattrFlags,
+        ) -> io::Result<()>, check check_xattr_name(name);
+        fn removexattr(&self, ctx: Context, inode: Self::Inode, name: &CStr) -> io::Result<()>,
+            check check_xattr_name(name);
+        fn opendir(
+            &self, ctx: Context, inode: Self::Inode, flags: u32,
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
+        fn readdir(
+            &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, size: u32, offset: u64,
+        ) -> io::Result<Self::DirIter>;
+        fn fsyncdir(
+            &self, ctx: Context, inode: Self::Inode, datasync: bool, handle: Self::Handle,
+        ) -> io::Result<()>;
+        fn releasedir(
+            &self, ctx: Context, inode: Self::Inode, flags: u32, handle: Self::Handle,
+        ) -> io::Result<()>;
+        fn access(&self, ctx: Context, inode: Self::Inode, mask: u32) -> io::Result<()>;
+        fn lseek(
+            &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, offset: u64, whence: u32,
+        ) -> io::Result<u64>;
+        fn copyfilerange(
+            &self, ctx: Context, inode_in: Self::Inode, handle_in: Self::Handle, offset_in: u64,
+            inode_out: Self::Inode, handle_out: Self::Handle, offset_out: u64, len: u64, flags: u64,
+        ) -> io::Result<usize>;
+        fn syncfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<()>;
+    }
+
+    fn getxattr(
+        &self,
+        ctx: Context,
+        inode: Self::Inode,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        self.0.getxattr(ctx, inode, name, size.min(XATTR_BYTES_MAX))
+    }
+
+    fn listxattr(&self, ctx: Context, inode: Self::Inode, size: u32) -> io::Result<ListxattrReply> {
+        self.0.listxattr(ctx, inode, size.min(XATTR_BYTES_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_one_entry_pass() {
+        for good in [c"a", c"...", c".hidden", c"a b", c"\xff"] {
+            assert!(check_name(good).is_ok(), "{good:?}");
+        }
+        for bad in [c"", c".", c"..", c"/", c"a/b", c"/etc", c"../x"] {
+            assert_eq!(check_name(bad).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn device_nodes_are_refused() {
+        for good in [libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK] {
+            assert!(check_node_type(good | 0o644).is_ok());
+        }
+        for bad in [libc::S_IFCHR, libc::S_IFBLK, libc::S_IFDIR, libc::S_IFLNK, 0o030000] {
+            assert_eq!(check_node_type(bad | 0o644).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        }
+    }
+
+    #[test]
+    fn attributes_of_the_host_are_refused() {
+        for good in [c"user.a", c"security.capability", c"system.posix_acl_access"] {
+            assert!(check_xattr_name(good).is_ok(), "{good:?}");
+        }
+        for bad in [c"trusted.overlay.redirect", c"security.selinux", c"security.capabilityx"] {
+            assert!(check_xattr_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! QEMU's command line, and the guest kernel's.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT};
+
+use super::layout::Layout;
+use crate::config::Config;
+
+/// The CPU of the guest: all that TCG can emulate.
+const CPU: &str = "max";
+
+/// Host memory for translated code, in MiB. The default is a quarter of the guest's memory, at most 1 GiB.
+const TRANSLATION_BUFFER_MIB: u32 = 64;
+
+/// What the guest kernel is told, for speed unless said otherwise.
+///
+/// - `panic=-1 reboot=t`: a panic becomes a triple fault at once, which QEMU reports as a reset;
+/// - `mitigations=off`: TCG does not speculate, and the guest's own users are not the border here;
+/// - `nokaslr`: relocating the kernel costs more than all of its early start;
+/// - `tsc=reliable no_timer_check`: no time is spent on checking clocks;
+/// - `cryptomgr.notests`, `random.trust_cpu=on`: no self-tests, and the pool is seeded at once.
+const KERNEL_WORDS: &str = "panic=-1 reboot=t mitigations=off nokaslr tsc=reliable no_timer_check \
+                            cryptomgr.notests random.trust_cpu=on";
+
+/// The descriptors that QEMU inherits, by their purpose.
+pub struct Descriptors<'a> {
+    /// Guest memory.
+    pub memory: BorrowedFd<'a>,
+    /// Our client of its machine protocol.
+    pub qmp: BorrowedFd<'a>,
+    /// The vhost-user socket of the vsock device.
+    pub vsock: Option<BorrowedFd<'a>>,
+    /// The vhost-user socket of the file device.
+    pub share: Option<BorrowedFd<'a>>,
+}
+
+impl Descriptors<'_> {
+    /// All of them.
+    pub fn all(&self) -> Vec<BorrowedFd<'_>> {
+        [Some(self.memory), Some(self.qmp), self.vsock, self.share].into_iter().flatten().collect()
+    }
+}
+
+/// QEMU's arguments for a machine.
+pub fn qemu(config: &Config, layout: &Layout, fds: &Descriptors<'_>) -> Vec<String> {
+    let mut arguments = Arguments::default();
+    machine(&mut arguments, config, fds);
+    kernel(&mut arguments, config, layout);
+    vhost_user_devices(&mut arguments, config, fds);
+    plain_devices(&mut arguments, config);
+    arguments.0
+}
+
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.to_owned());
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.flag(name);
+        self.0.push(value.into());
+    }
+}
+
+/// The board, its memory, and QEMU's own behaviour.
+fn machine(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
+    for flag in ["-no-user-config", "-nodefaults", "-no-reboot", "-S"] {
+        arguments.flag(flag);
+    }
+    arguments.option("-display", "none");
+    arguments.option(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    );
+    // Without ACPI the virtio-mmio devices are announced on the kernel's command line. The interrupt
+    // controller and timer of old have to stay: under TCG the kernel calibrates with them.
+    let serial = if config.console().is_some() { "on" } else { "off" };
+    arguments.option(
+        "-M",
+        format!("microvm,acpi=off,rtc=off,isa-serial={serial},auto-kernel-cmdline=on,memory-backend=memory"),
+    );
+    arguments.option("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"));
+    arguments.option("-cpu", CPU);
+    arguments.option("-smp", config.vcpus().to_string());
+    let memory = config.memory_bytes();
+    arguments.option("-m", format!("{}M", memory >> 20));
+    let memory_file = descriptor_path(fds.memory);
+    arguments.option(
+        "-object",
+        format!("memory-backend-file,id=memory,size={memory},share=on,mem-path={memory_file}"),
+    );
+    arguments.option("-chardev", format!("socket,id=qmp,fd={}", fds.qmp.as_raw_fd()));
+    arguments.option("-mon", "chardev=qmp,mode=control");
+    arguments.option("-device", format!("isa-debug-exit,iobase={POWER_OFF_PORT:#x},iosize=1"));
+    arguments.option("-global", "virtio-mmio.force-legacy=false");
+}
+
+/// What is booted.
+fn kernel(arguments: &mut Arguments, config: &Config, layout: &Layout) {
+    arguments.option("-kernel", escaped_path(config.kernel()));
+    arguments.option("-initrd", escaped_path(config.image()));
+    arguments.option("-append", kernel_command_line(config, layout));
+    if let Some(console) = config.console() {
+        arguments.option("-serial", format!("file:{}", escaped_path(console)));
+    }
+}
+
+/// The devices whose other half is in this process.
+fn vhost_user_devices(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
+    if let (Some(_), Some(fd)) = (config.vsock(), fds.vsock) {
+        arguments.option("-chardev", format!("socket,id=vsock,fd={}", fd.as_raw_fd()));
+        arguments.option("-device", "vhost-user-vsock-device,chardev=vsock");
+    }
+    if let Some(fd) = fds.share {
+        arguments.option("-chardev", format!("socket,id=share,fd={}", fd.as_raw_fd()));
+        let tag = sandbox_vmm_api::SHARE_TAG;
+        let size = crate::fs::QUEUE_SIZE;
+        arguments
+            .option("-device", format!("vhost-user-fs-device,chardev=share,tag={tag},queue-size={size}"));
+    }
+}
+
+/// The devices that QEMU has whole.
+fn plain_devices(arguments: &mut Arguments, config: &Config) {
+    for (index, disk) in config.disks().iter().enumerate() {
+        let path = escaped_path(&disk.path);
+        let read_only = if disk.read_only { "on" } else { "off" };
+        arguments.option(
+            "-drive",
+            format!("id=disk{index},if=none,format=raw,file.driver=file,file.filename={path},readonly={read_only},discard=unmap"),
+        );
+        arguments.option("-device", format!("virtio-blk-device,drive=disk{index}"));
+    }
+    for (index, net) in config.nets().iter().enumerate() {
+        let [a, b, c, d, e, f] = net.mac.0;
+        arguments.option("-netdev", format!("tap,id=net{index},ifname={},script=no,downscript=no", net.tap));
+        arguments.option(
+            "-device",
+            format!("virtio-net-device,netdev=net{index},mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        );
+    }
+    arguments.option("-object", "rng-builtin,id=entropy");
+    arguments.option("-device", "virtio-rng-device,rng=entropy");
+    if config.balloon() {
+        arguments.option("-device", "virtio-balloon-device,free-page-reporting=on");
+    }
+}
+
+/// The guest kernel's command line, without the devices, which QEMU adds.
+fn kernel_command_line(config: &Config, layout: &Layout) -> String {
+    let console = match config.console() {
+        Some(_) => "console=ttyS0 ignore_loglevel",
+        None => "quiet",
+    };
+    let panic_log = layout.panic_log;
+    let mut line = format!(
+        "{KERNEL_WORDS} {console} memmap={PANIC_LOG_BYTES:#x}${panic_log:#x} \
+         ramoops.mem_address={panic_log:#x} ramoops.mem_size={PANIC_LOG_BYTES:#x}"
+    );
+    if !config.cmdline().is_empty() {
+        line.push(' ');
+        line.push_str(config.cmdline());
+    }
+    line
+}
+
+/// A descriptor that QEMU inherits, as a path.
+fn descriptor_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// A path in an option's value, where a comma separates and two stand for one.
+fn escaped_path(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
