@@ -28,6 +28,9 @@ type Vring = VringMutex<Memory>;
 /// How many of a device's queues QEMU leaves to the back end: it keeps the vsock device's event queue.
 const QUEUES_OF_BACKEND: usize = 2;
 
+/// The largest queue: the driver follows QEMU's virtio-mmio transport, which offers this to every device.
+const QUEUE_SIZE_MAX: usize = 1024;
+
 /// Why a device could not be served.
 #[derive(Debug, thiserror::Error)]
 #[error("serving the {device} device to QEMU: {reason}")]
@@ -36,10 +39,22 @@ pub struct Error {
     reason: String,
 }
 
-/// A device that is being served. Its threads end when QEMU's end of the socket is closed, or on drop.
+/// A device that is being served. Its threads end when QEMU's end of the socket is closed; dropping it waits
+/// for that.
 pub struct Served {
     device: Arc<Adapter>,
-    _daemon: VhostUserDaemon<Arc<Adapter>>,
+    daemon: VhostUserDaemon<Arc<Adapter>>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        use vhost::vhost_user::Error as Protocol;
+        use vhost_user_backend::Error::HandleRequest;
+        match self.daemon.wait() {
+            Ok(()) | Err(HandleRequest(Protocol::Disconnected | Protocol::PartialMessage)) => {}
+            Err(error) => tracing::error!(device = self.device.lock().device.name(), %error, "vhost-user"),
+        }
+    }
 }
 
 impl Served {
@@ -61,7 +76,7 @@ impl Served {
             }
         }
         daemon.start(&mut listener.into()).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { device, _daemon: daemon })
+        Ok(Self { device, daemon })
     }
 
     /// The device's counters, by its name.
@@ -171,7 +186,7 @@ impl VhostUserBackend for Adapter {
     }
 
     fn max_queue_size(&self) -> usize {
-        self.lock().device.queue_sizes().iter().copied().max().unwrap_or(0).into()
+        QUEUE_SIZE_MAX
     }
 
     fn features(&self) -> u64 {
