@@ -1,6 +1,6 @@
 //! The probe as the only program of a guest.
 //!
-//! `probe=TASK` on the kernel's command line is done first; then lines from the host are, each answered by a
+//! `probe=TASK` on the kernel's command line, or else the file `/task`, says what is done first; then lines from the host are, each answered by a
 //! line, until the host closes the connection; then the guest powers off.
 
 use std::fs::{self, File};
@@ -66,6 +66,9 @@ impl Guest {
         let word = |index: usize| words.get(index).copied().ok_or(format!("word {index} is missing"));
         match words[0] {
             "nothing" => Ok("done".into()),
+            "sleep" => loop {
+                std::thread::sleep(Duration::from_secs(1000));
+            },
             "cpus" => Ok(processors()),
             "print" => print(word(1)?).map(|()| "done".into()),
             "panic" => Err(panic_the_kernel()),

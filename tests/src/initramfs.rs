@@ -6,13 +6,17 @@ use std::path::Path;
 
 use crate::place::binary;
 
-/// Writes an initramfs to `path` that holds the probe as `/init` and the directories it mounts things on.
-pub fn write(path: &Path) -> io::Result<()> {
+/// Writes an initramfs to `path` that holds the probe as `/init` and the directories it mounts things on; and, if
+/// one is given, the task that the probe does without being told on the kernel's command line.
+pub fn write(path: &Path, task: Option<&str>) -> io::Result<()> {
     let mut image = fs::File::create(path)?;
     for (inode, directory) in (1..).zip(["dev", "proc", "sys", "mnt"]) {
         entry(&mut image, inode, directory, 0o040_755, &[])?;
     }
     entry(&mut image, 100, "init", 0o100_755, &fs::read(binary("sandbox-probe"))?)?;
+    if let Some(task) = task {
+        entry(&mut image, 101, "task", 0o100_644, task.as_bytes())?;
+    }
     entry(&mut image, 0, "TRAILER!!!", 0, &[])
 }
 

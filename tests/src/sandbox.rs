@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::bundle::Bundle;
@@ -98,6 +98,22 @@ impl Sandbox {
         change(&mut config);
         self.bundle.write(&config);
         self
+    }
+
+    /// Gives the process these capabilities, in every set that makes them usable.
+    pub fn capable(self, capabilities: &[&str]) -> Self {
+        self.config(|config| {
+            for set in ["bounding", "effective", "permitted"] {
+                config["process"]["capabilities"][set] = capabilities.into();
+            }
+        })
+    }
+
+    /// Adds a mount.
+    pub fn mount(self, destination: &str, kind: &str, source: impl AsRef<Path>, options: &[&str]) -> Self {
+        let source = source.as_ref();
+        let mount = json!({"destination": destination, "type": kind, "source": source, "options": options});
+        self.config(|config| config["mounts"].as_array_mut().expect("an array").push(mount))
     }
 
     /// A directory of the test that goes away with it.

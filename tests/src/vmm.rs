@@ -41,7 +41,7 @@ pub fn plan(task: &str) -> Plan {
     let directory = tempfile::Builder::new().prefix("sbt-vmm-").tempdir().expect("a temporary directory");
     let at = |name: &str| directory.path().join(name);
     std::fs::create_dir(at("vsock")).expect("a directory");
-    initramfs::write(&at("image")).expect("an image can be written");
+    initramfs::write(&at("image"), None).expect("an image can be written");
     let config = VmConfig {
         machine: choice(),
         kernel: artefact("SANDBOX_KERNEL", "vmlinux"),
@@ -168,7 +168,8 @@ impl Machine {
     pub fn control_line(&self, line: &str) -> String {
         let mut socket = UnixStream::connect(&self.plan.config.control_socket).expect("the control socket");
         socket.set_read_timeout(Some(patience())).expect("a time-out");
-        writeln!(socket, "{line}").expect("the control socket takes a line");
+        // It may refuse the rest of a line that is too long.
+        let _ = writeln!(socket, "{line}");
         let mut answer = String::new();
         BufReader::new(socket).read_line(&mut answer).expect("an answer");
         answer
@@ -204,6 +205,11 @@ impl Machine {
         let mut connection = self.report.connection.lock().expect("no reader panics");
         let connection = connection.as_mut().expect("the probe has connected");
         writeln!(connection, "{line}").expect("the probe listens");
+    }
+
+    /// Closes the host's side of the probe's connection, upon which the probe powers its machine off.
+    pub fn close_report(&self) {
+        self.report.stop();
     }
 
     /// The VMM's process.

@@ -1,0 +1,151 @@
+//! The bundle's files: untouched by default, written through with `--persist`, read-only where it is said.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sandbox_tests::{Sandbox, sandbox};
+
+#[test]
+fn by_default_the_bundle_stays_as_it_was() {
+    let sandbox = sandbox("untouched");
+    fs::write(sandbox.bundle.root("etc/kept"), "kept").unwrap();
+    let before = listing(&sandbox.bundle.root(""));
+    let script = "echo new >/new; echo changed >/etc/kept; rm /etc/group; mkdir /dir; chmod 700 /tmp; \
+                  mv /etc/passwd /moved; cat /etc/kept /new";
+    sandbox.run(["sh", "-c", script]).expect_stdout("changed\nnew\n");
+    assert_eq!(listing(&sandbox.bundle.root("")), before);
+    assert_eq!(fs::read_to_string(sandbox.bundle.root("etc/kept")).unwrap(), "kept");
+    // And nothing of it is there the next time.
+    sandbox.run(["sh", "-c", "cat /etc/kept; ls /new"]).expect_error(1, &["/new"]);
+}
+
+#[test]
+fn persist_writes_through() {
+    let sandbox = sandbox("persist").flag("--persist").capable(&FILE_CAPABILITIES);
+    let script = "echo new >/new; rm /etc/group; mkdir -p /dir/deep; ln -s new /link; chown 1000:2000 /new; chmod 641 /new";
+    sandbox.run(["sh", "-c", script]).expect_code(0);
+    let new = fs::metadata(sandbox.bundle.root("new")).unwrap();
+    assert_eq!(fs::read_to_string(sandbox.bundle.root("new")).unwrap(), "new\n");
+    assert_eq!((new.uid(), new.gid(), new.mode() & 0o7777), (1000, 2000, 0o641));
+    assert!(!sandbox.bundle.root("etc/group").exists());
+    assert!(sandbox.bundle.root("dir/deep").is_dir());
+    assert_eq!(fs::read_link(sandbox.bundle.root("link")).unwrap(), Path::new("new"));
+    sandbox.run(["cat", "/new"]).expect_stdout("new\n");
+}
+
+#[test]
+fn programs_find_every_file_semantic_on_a_root_that_is_written_through() {
+    check_files(sandbox("semantics").flag("--persist"), "/tmp");
+}
+
+#[test]
+fn programs_find_every_file_semantic_on_the_overlay() {
+    check_files(sandbox("overlay"), "/tmp");
+}
+
+#[test]
+fn programs_find_every_file_semantic_on_a_bind_mount() {
+    let sandbox = sandbox("bind");
+    let source = made(&sandbox, "source");
+    check_files(sandbox.mount("/data", "bind", source, &["rbind", "rw"]), "/data");
+}
+
+/// What the checks need: changing owners and modes of any file, and making special files.
+const FILE_CAPABILITIES: [&str; 6] =
+    ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_DAC_READ_SEARCH"];
+
+fn check_files(sandbox: Sandbox, directory: &str) {
+    let outcome = sandbox.capable(&FILE_CAPABILITIES).run(["probe", "files", directory]).expect_code(0);
+    assert!(outcome.out().lines().filter(|line| line.starts_with("ok ")).count() > 20, "{outcome}");
+}
+
+#[test]
+fn a_bind_mount_is_the_host_s_directory() {
+    let sandbox = sandbox("bind-rw");
+    let source = made(&sandbox, "source");
+    fs::write(source.join("from-host"), "from the host\n").unwrap();
+    let sandbox = sandbox.mount("/data", "bind", &source, &["rbind", "rw"]);
+    let script = "cat /data/from-host; echo from the guest >/data/from-guest";
+    sandbox.run(["sh", "-c", script]).expect_stdout("from the host\n");
+    assert_eq!(fs::read_to_string(source.join("from-guest")).unwrap(), "from the guest\n");
+}
+
+#[test]
+fn a_bind_mount_of_a_file_and_one_relative_to_the_bundle() {
+    let sandbox = sandbox("bind-file");
+    fs::write(sandbox.bundle.path().join("one"), "one\n").unwrap();
+    let sandbox = sandbox.mount("/etc/one", "bind", "one", &["bind", "ro"]);
+    sandbox.run(["sh", "-c", "cat /etc/one; echo x >/etc/one"]).expect_code(1);
+    assert_eq!(fs::read_to_string(sandbox.bundle.path().join("one")).unwrap(), "one\n");
+}
+
+#[test]
+fn a_read_only_bind_mount_holds_on_the_host_s_side() {
+    let sandbox =
+        sandbox("bind-ro").capable(&["CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]);
+    let source = made(&sandbox, "source");
+    prepare_target(&source);
+    let inner = source.join("inner");
+    fs::create_dir(&inner).unwrap();
+    let mount = HostMount::tmpfs(&inner);
+    prepare_target(&inner);
+    let before = listing(&source);
+    let sandbox = sandbox.mount("/data", "bind", &source, &["rbind", "ro"]);
+    // The guest's root may do away with its own mount's flag; the host still refuses.
+    let script = "probe read-only /data && probe read-only /data/inner || exit 1; \
+                  mount -o remount,rw,bind /data || exit 2; \
+                  probe read-only /data && probe read-only /data/inner";
+    sandbox.run(["sh", "-c", script]).expect_code(0);
+    assert_eq!(listing(&source), before);
+    drop(mount);
+}
+
+#[test]
+fn a_read_only_root_is_read_only_and_its_mounts_are_not() {
+    let sandbox = sandbox("root-ro")
+        .capable(&FILE_CAPABILITIES)
+        .config(|config| config["root"]["readonly"] = true.into())
+        .mount("/tmp", "tmpfs", "tmpfs", &["size=1m"]);
+    prepare_target(&sandbox.bundle.root(""));
+    sandbox.run(["sh", "-c", "probe read-only / && echo x >/tmp/x && cat /tmp/x"]).expect_stdout("x\n");
+}
+
+/// What `probe read-only` looks for.
+fn prepare_target(directory: &Path) {
+    fs::write(directory.join("file"), "content").unwrap();
+    fs::create_dir(directory.join("directory")).unwrap();
+}
+
+fn made(sandbox: &Sandbox, name: &str) -> PathBuf {
+    let path = sandbox.directory().join(name);
+    fs::create_dir(&path).unwrap();
+    path
+}
+
+/// A mount of the test's own on the host.
+struct HostMount(PathBuf);
+
+impl HostMount {
+    fn tmpfs(at: &Path) -> Self {
+        mount("tmpfs", at, "tmpfs", MountFlags::empty(), None).expect("the tests run as root");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for HostMount {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// Every path below a directory with its mode, size and time.
+fn listing(top: &Path) -> Vec<String> {
+    let find =
+        std::process::Command::new("find").arg(top).args(["-printf", "%P %m %s %T@ %l\n"]).output().unwrap();
+    assert!(find.status.success());
+    let mut lines: Vec<_> = String::from_utf8_lossy(&find.stdout).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
