@@ -1,0 +1,201 @@
+//! The command line of `sandbox`.
+//!
+//! Raw arguments are parsed here; each command has a file that resolves its own and carries it out.
+
+mod check;
+mod kill;
+mod list;
+mod run;
+mod spec;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::artefact::ArtefactError;
+use crate::client::ClientError;
+use crate::log::{Format, Level, Log};
+use crate::monitor::AskError;
+use crate::spec::SpecError;
+use crate::state::{OCI_VERSION, StateError, default_root};
+use crate::{descriptor, exit, monitor};
+
+/// Run OCI bundles, each in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(name = "sandbox", disable_version_flag = true, subcommand_required = false, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    /// Print the version and exit
+    #[arg(long, short = 'v')]
+    version: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, clap::Args)]
+struct Global {
+    /// Directory of the state of running sandboxes [default: /run/sandbox]
+    #[arg(long, value_name = "DIR", global = true)]
+    root: Option<PathBuf>,
+    /// Append messages to this file
+    #[arg(long, value_name = "FILE", global = true)]
+    log: Option<PathBuf>,
+    /// Form of messages in the log
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    log_format: Format,
+    /// Show what is going on
+    #[arg(long, global = true)]
+    debug: bool,
+}
+
+impl Global {
+    fn root(&self) -> PathBuf {
+        let root = self.root.clone().unwrap_or_else(default_root);
+        // Other processes use it too, from other directories.
+        std::path::absolute(&root).unwrap_or(root)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a bundle and wait for its end
+    Run(Box<run::Args>),
+    /// Say what this host offers and which machine would be used
+    Check(check::Args),
+    /// Write a config.json to start from
+    Spec(spec::Args),
+    /// List the sandboxes that run
+    List(list::Args),
+    /// Send a signal to a sandbox's process
+    Kill(kill::Args),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Artefact(#[from] ArtefactError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Check(#[from] check::CheckError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot write {}: {error}", path.display())]
+    Write { path: PathBuf, error: std::io::Error },
+    #[error("cannot print: {0}")]
+    Print(std::io::Error),
+}
+
+/// Carries out a command line. Returns the exit code.
+pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
+    let args: Vec<_> = args.collect();
+    if args.get(1).is_some_and(|first| first == monitor::SUBCOMMAND) {
+        return monitor();
+    }
+    descriptor::keep_from_children();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return match (error.use_stderr(), is_run(&args)) {
+                (false, _) => 0,
+                (true, true) => exit::SANDBOX_FAILED,
+                (true, false) => exit::MISUNDERSTOOD,
+            };
+        }
+    };
+    let failed = if matches!(cli.command, Some(Command::Run(_))) { exit::SANDBOX_FAILED } else { exit::FAILED };
+    let least = if cli.global.debug { Level::Debug } else { Level::Info };
+    let log = match Log::open(cli.global.log.as_deref(), cli.global.log_format, least) {
+        Ok(log) => log,
+        Err(error) => {
+            let path = cli.global.log.unwrap_or_default();
+            Log::plain().error(&format!("cannot open the log {}: {error}", path.display()));
+            return failed;
+        }
+    };
+    match command(cli, &log) {
+        Ok(code) => code,
+        // A reader that has seen enough.
+        Err(Error::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            log.error(&error.to_string());
+            failed
+        }
+    }
+}
+
+fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
+    if cli.version {
+        print(&version())?;
+        return Ok(0);
+    }
+    match cli.command {
+        Some(Command::Run(args)) => run::run(*args, &cli.global, log),
+        Some(Command::Check(args)) => check::check(&args),
+        Some(Command::Spec(args)) => spec::spec(&args),
+        Some(Command::List(args)) => list::list(&args, &cli.global),
+        Some(Command::Kill(args)) => kill::kill(&args, &cli.global),
+        None => Err(Error::Usage("no command given: `sandbox --help` lists them".into())),
+    }
+}
+
+fn monitor() -> u8 {
+    match monitor::main() {
+        Ok(code) => code,
+        Err(error) => {
+            Log::plain().error(&error.to_string());
+            exit::SANDBOX_FAILED
+        }
+    }
+}
+
+/// Whether a command line that was not understood was to run something: its exit code must not be taken for the
+/// process's.
+fn is_run(args: &[OsString]) -> bool {
+    args.iter().skip(1).any(|arg| arg == "run")
+}
+
+/// Name, commit and OCI version, laid out as runc does, whose users parse it.
+fn version() -> String {
+    let commit = option_env!("SANDBOX_COMMIT").unwrap_or("unknown");
+    format!("sandbox version {}\ncommit: {commit}\nspec: {OCI_VERSION}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// Prints to standard output; a reader that left is an error, not a panic.
+fn print(text: &str) -> Result<(), Error> {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).map_err(Error::Print)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_command() {
+        let cli = Cli::try_parse_from(["sandbox", "run", "bundle", "--", "ls", "-l", "--debug"]).unwrap();
+        let Some(Command::Run(args)) = cli.command else { panic!("no run") };
+        assert_eq!(args.command, ["ls", "-l", "--debug"]);
+        assert!(!cli.global.debug);
+        let cli = Cli::try_parse_from(["sandbox", "run", "--", "ls"]).unwrap();
+        let Some(Command::Run(args)) = cli.command else { panic!("no run") };
+        assert_eq!((args.bundle.to_str(), args.command), (Some("."), vec!["ls".to_owned()]));
+    }
+}

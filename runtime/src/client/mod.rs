@@ -1,0 +1,166 @@
+//! The client: the process that the user started and waits for.
+//!
+//! It starts the monitor and then does three things: it passes signals and window sizes on, holds the terminal
+//! in raw mode while the process runs, and cleans up should the monitor be killed. The bytes of the process's
+//! streams do not pass through it.
+
+mod signals;
+
+pub use signals::FORWARDED;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags};
+use sandbox_protocol::frame::{self, FrameError};
+use sandbox_vmm_api::MachineKind;
+
+use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
+use crate::process;
+use crate::sandbox::{Ending, Plan, Request};
+use crate::state::StateDir;
+use crate::stdio::{RawTerminal, window_size};
+use crate::timings::Timeline;
+use signals::Signals;
+
+/// How long the processes of a killed monitor may take to end by themselves.
+const ORPHAN_TIME: Duration = Duration::from_secs(5);
+
+/// Why there is no ending to tell.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Something on our side.
+    #[error("cannot {step}: {error}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The plan could not be handed over.
+    #[error("cannot hand the plan to the monitor: {0}")]
+    Plan(FrameError),
+    /// The monitor ended without a word.
+    #[error("the sandbox's monitor died ({0}); what it left has been cleaned up")]
+    MonitorDied(ExitStatus),
+}
+
+/// Runs a sandbox in the foreground. `on_machine` is told which machine it got, and why.
+pub fn run(
+    plan: &Plan,
+    directory: StateDir,
+    on_machine: &mut dyn FnMut(MachineKind, &str),
+) -> Result<(Ending, Timeline), ClientError> {
+    let host = |step| move |error| ClientError::Host { step, error };
+    let signals = Signals::block().map_err(host("receive signals"))?;
+    process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
+    let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
+    let monitor = monitor::start(&directory, &theirs).map_err(host("start the monitor"))?;
+    drop(theirs);
+    let mut watch = Watch { plan, signals, terminal: None, on_machine, ended: None };
+    // From here on the monitor is waited for, whatever happens: closing the lifeline ends it.
+    let told = frame::write(&mut lifeline, plan, MAX_LIFELINE_BYTES).map_err(ClientError::Plan);
+    let watched = told.and_then(|()| watch.until_the_end(&mut lifeline));
+    drop(lifeline);
+    let ended = watch.ended.take();
+    // The terminal goes back before anything is printed.
+    drop(watch);
+    let status = wait(monitor)?;
+    process::reap_orphans(Instant::now() + ORPHAN_TIME);
+    drop(directory);
+    match (ended, watched) {
+        (Some(ended), _) => Ok(ended),
+        (None, Err(error @ ClientError::Host { .. })) => Err(error),
+        (None, _) => Err(ClientError::MonitorDied(status)),
+    }
+}
+
+fn wait(mut monitor: Child) -> Result<ExitStatus, ClientError> {
+    monitor.wait().map_err(|error| ClientError::Host { step: "wait for the monitor", error })
+}
+
+struct Watch<'a> {
+    plan: &'a Plan,
+    signals: Signals,
+    terminal: Option<RawTerminal>,
+    on_machine: &'a mut dyn FnMut(MachineKind, &str),
+    ended: Option<(Ending, Timeline)>,
+}
+
+impl Watch<'_> {
+    /// Until the monitor closes the lifeline.
+    fn until_the_end(&mut self, lifeline: &mut UnixStream) -> Result<(), ClientError> {
+        loop {
+            let (signal, message) = {
+                let sources = [self.signals.as_fd(), lifeline.as_fd()];
+                let mut ready = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
+                match rustix::event::poll(&mut ready, None) {
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(error) => return Err(ClientError::Host { step: "wait for the monitor", error: error.into() }),
+                }
+                let [signal, message] = ready.map(|source| !source.revents().is_empty());
+                (signal, message)
+            };
+            if signal {
+                self.pass_signals_on(lifeline);
+            }
+            if message {
+                match frame::read(lifeline, MAX_LIFELINE_BYTES) {
+                    Ok(Some(message)) => self.heard(message, lifeline),
+                    Ok(None) | Err(_) => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, message: FromMonitor, lifeline: &mut UnixStream) {
+        match message {
+            FromMonitor::Machine { kind, reason } => (self.on_machine)(kind, &reason),
+            FromMonitor::Started => {
+                if self.has_terminal() {
+                    self.terminal = RawTerminal::enter();
+                    // The window may have changed since the plan was made.
+                    self.pass_size_on(lifeline);
+                }
+            }
+            FromMonitor::Ended { ending, timeline } => self.ended = Some((ending, timeline)),
+        }
+    }
+
+    fn pass_signals_on(&mut self, lifeline: &mut UnixStream) {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::SIGWINCH => self.pass_size_on(lifeline),
+                Signal::SIGCONT => {
+                    // The shell had the terminal while we were stopped.
+                    if let Some(terminal) = &self.terminal {
+                        terminal.apply();
+                        self.pass_size_on(lifeline);
+                    }
+                }
+                Signal::SIGINT => pass_on(Request::Interrupt, lifeline),
+                signal => pass_on(Request::Signal { signal: signal as i32 }, lifeline),
+            }
+        }
+    }
+
+    fn pass_size_on(&self, lifeline: &mut UnixStream) {
+        if let (true, Some((width, height))) = (self.has_terminal(), window_size(io::stdin())) {
+            pass_on(Request::Resize { width, height }, lifeline);
+        }
+    }
+
+    fn has_terminal(&self) -> bool {
+        self.plan.create.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)
+    }
+}
+
+/// A monitor that is gone is noticed where its messages are read.
+fn pass_on(request: Request, lifeline: &mut UnixStream) {
+    let _ = frame::write(lifeline, &request, MAX_LIFELINE_BYTES);
+}

@@ -1,0 +1,181 @@
+//! A virtual machine's process: started, listened to, ended.
+//!
+//! `sandbox-vmm` gets its configuration on standard input and reports on a socket. Both directions of that
+//! socket are a lifeline: we close it and the machine stops; it closes and the machine is gone. The process is
+//! killed by the kernel should ours die.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sandbox_vmm_api::{EVENT_FD, VmConfig, VmEvent};
+
+use crate::descriptor::{self, Ties};
+use crate::printable::printable;
+use crate::sandbox::{Event, Sender};
+use crate::{process, thread};
+
+/// The most bytes of a report: a panic's 64 lines of console, with room to spare.
+const MAX_EVENT_BYTES: u64 = 256 << 10;
+
+/// How many lines of the machine's log are kept for the error of a machine that died.
+const LOG_LINES: usize = 12;
+
+/// The most bytes of a line of the machine's log.
+const MAX_LOG_LINE_BYTES: u64 = 4096;
+
+/// How long a machine may take to stop before it is killed.
+const STOP_TIME: Duration = Duration::from_secs(3);
+
+/// Why a machine's process could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {}: {error}", program.display())]
+pub struct MachineError {
+    program: PathBuf,
+    error: io::Error,
+}
+
+/// Whether the machine's log goes to our standard error as well.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogTo {
+    /// Only its end is kept, for an error.
+    Memory,
+    /// To standard error too.
+    Stderr,
+}
+
+/// A machine's process. Dropping it ends the machine and waits until nothing of it is left.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    pidfd: OwnedFd,
+    events: UnixStream,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Machine {
+    /// Starts the process. What it reports arrives as [`Event::Machine`], its end as [`Event::MachineGone`].
+    pub fn start(program: &Path, config: &VmConfig, log_to: LogTo, events: &Sender) -> Result<Self, MachineError> {
+        Self::spawn(program, config, log_to, events)
+            .map_err(|error| MachineError { program: program.into(), error })
+    }
+
+    fn spawn(program: &Path, config: &VmConfig, log_to: LogTo, sender: &Sender) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(program);
+        command.stdin(config_file(config)?).stdout(Stdio::null()).stderr(Stdio::piped());
+        descriptor::give(&mut command, &[(theirs.as_fd(), EVENT_FD)], Ties::Machine)?;
+        let mut child = command.spawn()?;
+        let stderr = child.stderr.take();
+        let pidfd = match process::pidfd(child.id()) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        // From here on dropping ends the process.
+        let machine = Self { child, pidfd, events: ours, log: Arc::default() };
+        let log = Arc::clone(&machine.log);
+        let logger = thread::spawn("machine-log", move || {
+            stderr.into_iter().for_each(|stderr| keep_log(stderr, &log, log_to));
+        })?;
+        let (reports, sender) = (machine.events.try_clone()?, sender.clone());
+        thread::spawn("machine-events", move || {
+            read_events(reports, &sender);
+            // Its last words are in the log before its end is told.
+            let _ = logger.join();
+            let _ = sender.send(Event::MachineGone);
+        })?;
+        Ok(machine)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the process has ended. `false`: it has not, by the deadline.
+    pub fn wait(&mut self, deadline: Instant) -> bool {
+        process::wait_for(&self.pidfd, deadline)
+    }
+
+    /// How a machine that reported nothing ended: its status, and the end of its log.
+    pub fn last_words(&mut self) -> String {
+        self.wait(Instant::now() + STOP_TIME);
+        let status = match self.child.try_wait() {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "it closed its connection".into(),
+            Err(error) => error.to_string(),
+        };
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().fold(status, |words, line| format!("{words}\n  {line}"))
+    }
+
+    fn end(&mut self) {
+        let _ = self.events.shutdown(Shutdown::Both);
+        if !self.wait(Instant::now() + STOP_TIME) {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+        process::reap_orphans(Instant::now() + STOP_TIME);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The configuration as a file in memory: unlike a pipe it takes all of it at once, whether it is read or not.
+fn config_file(config: &VmConfig) -> io::Result<Stdio> {
+    let memory = rustix::fs::memfd_create("vm-config", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(memory);
+    file.write_all(&serde_json::to_vec(config)?)?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+fn read_events(from: UnixStream, sender: &Sender) {
+    let mut from = BufReader::new(from);
+    loop {
+        let mut line = Vec::new();
+        match from.by_ref().take(MAX_EVENT_BYTES).read_until(b'\n', &mut line) {
+            Ok(_) if line.ends_with(b"\n") => {}
+            _ => return,
+        }
+        // A line that is no event ends the conversation: the process has lost its mind.
+        let Ok(event) = serde_json::from_slice::<VmEvent>(&line) else { return };
+        if sender.send(Event::Machine(event)).is_err() {
+            return;
+        }
+    }
+}
+
+fn keep_log(from: impl Read, log: &Mutex<VecDeque<String>>, to: LogTo) {
+    let mut from = BufReader::with_capacity(1024, from);
+    loop {
+        let mut line = Vec::new();
+        match from.by_ref().take(MAX_LOG_LINE_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let line = printable(String::from_utf8_lossy(&line).trim_end());
+        if to == LogTo::Stderr {
+            eprintln!("sandbox-vmm: {line}");
+        }
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.len() == LOG_LINES {
+            log.pop_front();
+        }
+        log.push_back(line);
+    }
+}

@@ -1,0 +1,133 @@
+//! The monitor: the process that owns a sandbox.
+//!
+//! It is this same binary, started by the client with a hidden subcommand. It inherits the client's standard
+//! streams, so that the bytes of the guest's process are copied once; the locked state directory; and one end of
+//! a socket pair, the lifeline. Over the lifeline it gets its [`Plan`] and then requests, and tells how it goes;
+//! when the client's end closes, the sandbox ends.
+
+mod lifeline;
+mod socket;
+
+pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
+pub use socket::{AskError, ask};
+
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use nix::sys::signal::{SigSet, Signal};
+use sandbox_protocol::frame::{self, FrameError};
+use sandbox_vmm_api::MachineKind;
+
+use crate::descriptor::{self, Ties};
+use crate::sandbox::{self, Ending, Error, Inbox, Plan, Watcher};
+use crate::state::StateDir;
+use crate::stdio::Saved;
+use crate::timings::{Moment, Timeline};
+use crate::{exit, process};
+
+/// The name of the hidden subcommand.
+pub const SUBCOMMAND: &str = "monitor";
+
+/// Where the monitor finds its end of the lifeline.
+const LIFELINE_FD: RawFd = 3;
+
+/// Where it finds the locked state directory.
+const DIRECTORY_FD: RawFd = 4;
+
+/// Why a monitor could not even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// It was not started by a client.
+    #[error("this is for `sandbox run` to start: {0}")]
+    NotOurs(io::Error),
+    /// The client sent something else than a plan.
+    #[error("the plan cannot be read: {0}")]
+    Plan(#[from] FrameError),
+    /// The client went away before it sent one.
+    #[error("the client is gone")]
+    ClientGone,
+}
+
+/// Starts a monitor. The caller keeps its end of the lifeline.
+pub fn start(directory: &StateDir, lifeline: &UnixStream) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(SUBCOMMAND);
+    let descriptors = [(lifeline.as_fd(), LIFELINE_FD), (directory.lock(), DIRECTORY_FD)];
+    descriptor::give(&mut command, &descriptors, Ties::Job)?;
+    command.spawn()
+}
+
+/// What the hidden subcommand does. Returns the exit code, which is that of the sandbox.
+pub fn main() -> Result<u8, MonitorError> {
+    let lifeline = descriptor::take(LIFELINE_FD).map_err(MonitorError::NotOurs)?;
+    let lock = descriptor::take(DIRECTORY_FD).map_err(MonitorError::NotOurs)?;
+    leave_signals_to_the_client();
+    let terminal = Saved::now();
+    let mut lifeline = UnixStream::from(lifeline);
+    let plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
+    let directory = StateDir::adopt(plan.directory.clone(), lock);
+
+    let mut timeline = Timeline::from(Moment::now());
+    let mut client = Client { lifeline, is_there: true };
+    let ending = match prepare(&directory, &client) {
+        Ok(inbox) => sandbox::run(plan, directory, &inbox, &mut client, &mut timeline),
+        Err(error) => Ending::of(&error),
+    };
+    let code = exit::code_of(&ending);
+    client.tell(&FromMonitor::Ended { ending, timeline });
+    if let (false, Some(terminal)) = (client.is_there, terminal) {
+        // Whoever was to restore it is gone.
+        terminal.restore();
+    }
+    Ok(code)
+}
+
+fn prepare(directory: &StateDir, client: &Client) -> Result<Inbox, Error> {
+    let host = |step| move |error| Error::Host { step, error };
+    process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
+    let inbox = Inbox::new();
+    let path = directory.paths().monitor_socket();
+    socket::listen(&path, inbox.sender()).map_err(host("listen for requests"))?;
+    let lifeline = client.lifeline.try_clone().map_err(host("copy the lifeline"))?;
+    lifeline::listen(lifeline, inbox.sender()).map_err(host("listen to the client"))?;
+    Ok(inbox)
+}
+
+/// We are in the client's job, and the terminal's signals go to all of it. The client passes them on, once.
+fn leave_signals_to_the_client() {
+    let mut signals = SigSet::empty();
+    for signal in crate::client::FORWARDED.into_iter().chain([Signal::SIGTTOU, Signal::SIGWINCH]) {
+        signals.add(signal);
+    }
+    let _ = signals.thread_block();
+}
+
+/// The client, as long as it is there.
+struct Client {
+    lifeline: UnixStream,
+    is_there: bool,
+}
+
+impl Client {
+    fn tell(&mut self, message: &FromMonitor) {
+        self.is_there &= frame::write(&mut self.lifeline, message, MAX_LIFELINE_BYTES).is_ok();
+    }
+}
+
+impl Watcher for Client {
+    fn machine(&mut self, kind: MachineKind, reason: &str) {
+        self.tell(&FromMonitor::Machine { kind, reason: reason.into() });
+    }
+
+    fn started(&mut self) {
+        self.tell(&FromMonitor::Started);
+    }
+}
+
+/// The path of a sandbox's request socket, for the commands that ask.
+pub fn socket_of(directory: &Path) -> std::path::PathBuf {
+    crate::state::StateDirPaths(directory).monitor_socket()
+}

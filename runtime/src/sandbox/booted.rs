@@ -1,0 +1,115 @@
+//! The second phase: the machine's process is there, and the guest boots.
+
+use std::os::unix::net::UnixStream;
+use std::time::{Instant, SystemTime};
+
+use base64::Engine;
+use sandbox_protocol::{Call, Configure, Hello};
+use sandbox_vmm_api::VmEvent;
+
+use super::prepared::cancels;
+use super::{Answer, Error, Event, Inbox, Prepared, Ready};
+use crate::machine::Machine;
+use crate::timings::Timeline;
+
+/// Entropy for a guest: twice what its pool takes in at once.
+const ENTROPY_BYTES: usize = 64;
+
+/// A sandbox whose machine has been started.
+#[derive(Debug)]
+pub struct Booted {
+    // First, so that the machine is gone before what it uses is.
+    pub(super) machine: Machine,
+    pub(super) prepared: Prepared,
+    /// When the agent has to have spoken.
+    pub(super) deadline: Instant,
+    pub(super) hello: Option<(Hello, UnixStream)>,
+}
+
+impl Booted {
+    /// Waits for the agent and tells it what every guest is told.
+    pub fn ready(mut self, inbox: &Inbox, timeline: &mut Timeline) -> Result<Ready, Error> {
+        let (hello, connection) = self.greet(inbox)?;
+        timeline.mark_with(
+            "boot guest",
+            vec![("kernel".into(), hello.kernel_micros), ("agent".into(), hello.agent_micros)],
+        );
+        let mut ready = Ready::new(self, connection, inbox)?;
+        ready.ask(configure()?, "be configured", inbox)?;
+        timeline.mark("configure guest");
+        Ok(ready)
+    }
+
+    fn greet(&mut self, inbox: &Inbox) -> Result<(Hello, UnixStream), Error> {
+        loop {
+            if let Some(hello) = self.hello.take() {
+                return Ok(hello);
+            }
+            self.next(inbox)?;
+        }
+    }
+
+    /// The next event of a sandbox that boots, those that end it turned into errors.
+    pub(super) fn next(&mut self, inbox: &Inbox) -> Result<Event, Error> {
+        let times = self.prepared.plan.times;
+        let console = self.prepared.plan.machine.console.is_some();
+        match inbox.next(Some(self.deadline)).ok_or(Error::NoAgent { limit: times.answer, console })? {
+            Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded(reason)),
+            Event::MachineGone => Err(Error::MachineDied(self.machine.last_words())),
+            // The machine's own word says more, where there is one.
+            Event::AgentLost(why) => Err(self.machine_ended(inbox).unwrap_or(Error::AgentLost(why))),
+            Event::ClientGone => Err(Error::ClientGone),
+            Event::Request(request, answer) => {
+                if let Some(signal) = cancels(request) {
+                    reply(answer, Answer::Done);
+                    return Err(Error::Cancelled(signal));
+                }
+                reply(answer, Answer::refused("the process has not started yet"));
+                Ok(Event::Request(request, None))
+            }
+            // It may come before the machine's own report, which has the longer way.
+            Event::AgentReady(hello, connection) => {
+                self.hello = Some((hello.clone(), connection.try_clone().map_err(thread_error)?));
+                Ok(Event::AgentReady(hello, connection))
+            }
+            event => Ok(event),
+        }
+    }
+
+    /// Why the machine ended, if it tells so within a moment: a guest that goes takes its connections with it.
+    pub(super) fn machine_ended(&mut self, inbox: &Inbox) -> Option<Error> {
+        const MOMENT: std::time::Duration = std::time::Duration::from_millis(500);
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            match inbox.next(Some(deadline))? {
+                Event::Machine(VmEvent::Exited { reason }) => return Some(Error::MachineEnded(reason)),
+                Event::MachineGone => return Some(Error::MachineDied(self.machine.last_words())),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Answers a request, if anybody waits for it.
+pub(super) fn reply(to: Option<std::sync::mpsc::SyncSender<Answer>>, answer: Answer) {
+    if let Some(to) = to {
+        let _ = to.try_send(answer);
+    }
+}
+
+fn thread_error(error: std::io::Error) -> Error {
+    Error::Host { step: "take the agent's connection", error }
+}
+
+fn configure() -> Result<Call, Error> {
+    let mut entropy = [0; ENTROPY_BYTES];
+    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::Host { step: "get entropy for the guest", error: error.into() })?;
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(Call::Configure(Configure {
+        time_ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
+        entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
+        hostname: "sandbox".into(),
+        share: true,
+    }))
+}

@@ -1,0 +1,165 @@
+//! How a sandbox ends.
+
+use std::io;
+use std::time::Duration;
+
+use sandbox_protocol::{ExitStatus, FailureKind};
+use sandbox_vmm_api::ExitReason;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{CallsError, ListenError};
+use crate::machine::MachineError;
+use crate::printable::printable;
+use crate::state::{Refused, StateError};
+
+/// How a sandbox ended, as its client learns it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// The process ended, and all its output was delivered.
+    Exited(ExitStatus),
+    /// Something else.
+    Failed {
+        /// The kind, for exit codes.
+        failure: Failure,
+        /// What happened, for people.
+        message: String,
+    },
+}
+
+/// The kinds of ending that exit codes tell apart.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failure {
+    /// The program does not exist.
+    CommandNotFound,
+    /// The program cannot be executed.
+    CommandNotExecutable,
+    /// The process took longer than it was given.
+    TimedOut,
+    /// A signal came before the process ran.
+    Cancelled {
+        /// Its number.
+        signal: u8,
+    },
+    /// The process did not end when it was told to, and the machine was cut off.
+    Killed,
+    /// Anything else.
+    Other,
+}
+
+/// Why a sandbox did not get to the end of its process.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A state that does not lead where it was to go.
+    #[error(transparent)]
+    Status(#[from] Refused),
+    /// The sockets for the guest.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The machine's process.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A thread or descriptor of ours.
+    #[error("cannot {step}: {error}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The machine ended and said why.
+    #[error("{}", describe(.0))]
+    MachineEnded(ExitReason),
+    /// The machine's process ended without a word.
+    #[error("the virtual machine died: {0}")]
+    MachineDied(String),
+    /// The agent never spoke.
+    #[error(
+        "the agent in the guest did not answer within {} s{}", .limit.as_secs(),
+        match .console { true => ": the console file shows what the guest printed", false => ": run again with --console FILE to see what the guest prints, or with --boot-timeout to wait longer" }
+    )]
+    NoAgent {
+        /// How long it was waited for.
+        limit: Duration,
+        /// Whether there is a console file.
+        console: bool,
+    },
+    /// The agent does not answer.
+    #[error("the agent in the guest did not {step} within {} s", .limit.as_secs())]
+    NoAnswer {
+        /// What it was to do.
+        step: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The agent's connection ended or broke the protocol.
+    #[error("the connection to the agent in the guest is lost: {}", printable(.0))]
+    AgentLost(String),
+    /// A request could not be made of the agent, or its answers make no sense.
+    #[error("the agent in the guest cannot be trusted any more: {0}")]
+    Calls(#[from] CallsError),
+    /// The guest did something that the protocol does not allow.
+    #[error("the guest broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The agent could not do what it was asked.
+    #[error("{}", printable(&.0.message))]
+    Agent(sandbox_protocol::Failure),
+    /// Our own standard output or error cannot be written.
+    #[error("cannot write the process's {stream}: {error}")]
+    Output {
+        /// Which.
+        stream: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The output of a process that ended did not come to its end.
+    #[error("the process has ended, but its output did not come to an end within {} s: some of it may be missing", .0.as_secs())]
+    NoDrain(Duration),
+    /// The process took longer than it was given.
+    #[error("the process was stopped: it ran longer than its timeout of {0:?}")]
+    TimedOut(Duration),
+    /// A signal came before the process ran.
+    #[error("stopped by signal {0} before the process started")]
+    Cancelled(u8),
+    /// The process ignored what it was told.
+    #[error("the process did not end when it was told to, and the sandbox was cut off")]
+    Killed,
+    /// The client has gone.
+    #[error("the command that started the sandbox is gone")]
+    ClientGone,
+}
+
+impl Ending {
+    /// The ending that an error is.
+    pub fn of(error: &Error) -> Self {
+        let failure = match error {
+            Error::Agent(failure) if failure.kind == FailureKind::CommandNotFound => Failure::CommandNotFound,
+            Error::Agent(failure) if failure.kind == FailureKind::CommandNotExecutable => {
+                Failure::CommandNotExecutable
+            }
+            Error::TimedOut(_) => Failure::TimedOut,
+            Error::Cancelled(signal) => Failure::Cancelled { signal: *signal },
+            Error::Killed => Failure::Killed,
+            _ => Failure::Other,
+        };
+        Self::Failed { failure, message: error.to_string() }
+    }
+}
+
+fn describe(reason: &ExitReason) -> String {
+    match reason {
+        ExitReason::PowerOff => "the guest powered itself off before its process ended".into(),
+        ExitReason::Reset => "the guest reset itself before its process ended".into(),
+        ExitReason::TripleFault => "the guest's CPU gave up (triple fault): the guest kernel is broken or was broken".into(),
+        ExitReason::Panic { console } => {
+            let lines: String = console.iter().map(|line| format!("\n  {}", printable(line))).collect();
+            format!("the guest kernel panicked; its last words:{lines}")
+        }
+        ExitReason::Stopped => "the virtual machine was stopped from outside".into(),
+        ExitReason::Failed { message } => message.clone(),
+    }
+}

@@ -1,0 +1,93 @@
+//! Everything that can happen to a sandbox, in one queue.
+//!
+//! Threads that wait for something (the machine, the agent, streams, requests) send it here; the driver alone
+//! reads, and so is the only one that changes a sandbox. The queue is short: a guest that floods it waits for
+//! the driver, and takes no memory.
+
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, SyncSender, sync_channel};
+use std::time::Instant;
+
+use sandbox_protocol::{FromAgent, Hello, Stream, StreamHello};
+use sandbox_vmm_api::VmEvent;
+
+use super::request::{Answer, Request};
+use crate::stdio::Transfer;
+
+/// How many events may wait.
+const QUEUE_LENGTH: usize = 32;
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The machine reported something.
+    Machine(VmEvent),
+    /// The machine's process closed its connection: it has ended, or is about to.
+    MachineGone,
+    /// The agent dialled and said who it is.
+    AgentReady(Hello, UnixStream),
+    /// The agent sent something.
+    Agent(FromAgent),
+    /// The agent's connection ended, or carried what is against the protocol.
+    AgentLost(String),
+    /// The guest dialled for a stream.
+    StreamOpened(StreamHello, UnixStream),
+    /// A stream has carried all it ever will.
+    StreamDone(Stream, Transfer),
+    /// Somebody asks for something; the answer goes to the second, if anybody waits for one.
+    Request(Request, Option<SyncSender<Answer>>),
+    /// The client has gone.
+    ClientGone,
+}
+
+/// Where events are sent.
+#[derive(Clone, Debug)]
+pub struct Sender(SyncSender<Event>);
+
+impl Sender {
+    /// Sends an event, waiting for room. An error: the driver has ended, and nobody wants to know any more.
+    pub fn send(&self, event: Event) -> Result<(), SendError<()>> {
+        self.0.send(event).map_err(|_| SendError(()))
+    }
+}
+
+/// Where the driver gets its events.
+#[derive(Debug)]
+pub struct Inbox {
+    receiver: Receiver<Event>,
+    sender: Sender,
+}
+
+impl Inbox {
+    /// An empty queue.
+    pub fn new() -> Self {
+        let (sender, receiver) = sync_channel(QUEUE_LENGTH);
+        Self { receiver, sender: Sender(sender) }
+    }
+
+    /// A way to send to it.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    /// The next event. `None`: there was none by the deadline.
+    pub fn next(&self, deadline: Option<Instant>) -> Option<Event> {
+        match deadline {
+            // Never disconnected: we hold a sender.
+            None => self.receiver.recv().ok(),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match self.receiver.recv_timeout(left) {
+                    Ok(event) => Some(event),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+                }
+            }
+        }
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}

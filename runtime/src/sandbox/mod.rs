@@ -1,0 +1,80 @@
+//! The driver of a sandbox: the one thread that leads it through its life.
+//!
+//! ```text
+//!  Plan ──► Prepared ──► Booted ──► Ready ──► (container created, started, ended) ──► Ending
+//!           directory,   machine's  agent     streams attached, signals passed on
+//!           sockets      process    answers
+//! ```
+//!
+//! Each of the three holds all that was made so far and takes it down when it is dropped, so that a failure at
+//! any point leaves nothing. Everything that happens meanwhile, wherever it comes from, is an [`Event`] in one
+//! queue: a phase takes events until what it waits for has come, or its deadline.
+
+mod booted;
+mod ending;
+mod event;
+mod plan;
+mod prepared;
+mod ready;
+mod request;
+mod streams;
+
+pub use booted::Booted;
+pub use ending::{Ending, Error, Failure};
+pub use event::{Event, Inbox, Sender};
+pub use plan::{Plan, Times};
+pub use prepared::Prepared;
+pub use ready::Ready;
+pub use request::{Answer, Request};
+
+use crate::state::StateDir;
+use crate::timings::Timeline;
+
+/// What the driver tells while it goes, to whoever started it.
+pub trait Watcher {
+    /// The machine runs.
+    fn machine(&mut self, kind: sandbox_vmm_api::MachineKind, reason: &str);
+    /// The process runs.
+    fn started(&mut self);
+}
+
+/// Leads a sandbox through its whole life. Nothing of it is left when this returns.
+pub fn run(
+    plan: Plan,
+    directory: StateDir,
+    inbox: &Inbox,
+    watcher: &mut dyn Watcher,
+    timeline: &mut Timeline,
+) -> Ending {
+    let ending = match live(plan, directory, inbox, watcher, timeline) {
+        Ok(status) => Ending::Exited(status),
+        Err(error) => Ending::of(&error),
+    };
+    timeline.mark("clean up");
+    ending
+}
+
+fn live(
+    plan: Plan,
+    directory: StateDir,
+    inbox: &Inbox,
+    watcher: &mut dyn Watcher,
+    timeline: &mut Timeline,
+) -> Result<sandbox_protocol::ExitStatus, Error> {
+    let prepared = Prepared::new(plan, directory, inbox)?;
+    timeline.mark("prepare");
+    let booted = prepared.boot(inbox, watcher, timeline)?;
+    let mut ready = booted.ready(inbox, timeline)?;
+    ready.create(inbox)?;
+    timeline.mark("create container");
+    ready.start(inbox)?;
+    timeline.mark("start process");
+    watcher.started();
+    let status = ready.wait(inbox)?;
+    timeline.mark("run");
+    ready.drain(inbox)?;
+    timeline.mark("drain output");
+    ready.power_off(inbox)?;
+    timeline.mark("power off");
+    Ok(status)
+}

@@ -1,0 +1,102 @@
+//! The first phase: everything on the host that the machine needs is there.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::time::{Instant, SystemTime};
+
+use sandbox_vmm_api::{MachineKind, VmEvent};
+
+use super::{Booted, Error, Event, Inbox, Plan, Request, Watcher};
+use crate::agent;
+use crate::machine::{LogTo, Machine};
+use crate::state::{OCI_VERSION, Record, StateDir, StateError, Status, Transition, rfc3339};
+use crate::timings::Timeline;
+
+/// A sandbox whose directory has its record, and whose sockets are listened on.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) plan: Plan,
+    pub(super) record: Record,
+    // Last, so that the directory is removed after everything that has a socket in it.
+    pub(super) directory: StateDir,
+}
+
+impl Prepared {
+    /// Writes the record and listens for the guest.
+    pub fn new(plan: Plan, directory: StateDir, inbox: &Inbox) -> Result<Self, Error> {
+        let record = Record {
+            oci_version: OCI_VERSION.into(),
+            id: plan.id.clone(),
+            status: Status::Creating,
+            pid: std::process::id(),
+            bundle: plan.bundle.clone(),
+            annotations: plan.annotations.clone(),
+            created: rfc3339(SystemTime::now()),
+            machine: None,
+            machine_pid: None,
+        };
+        let prepared = Self { plan, record, directory };
+        prepared.directory.write(&prepared.record)?;
+        prepared.listen(inbox)?;
+        Ok(prepared)
+    }
+
+    fn listen(&self, inbox: &Inbox) -> Result<(), Error> {
+        let paths = self.directory.paths();
+        let path = paths.vsock_directory();
+        DirBuilder::new().mode(0o700).create(&path).map_err(|error| StateError::Make { path, error })?;
+        agent::listen_for_agent(&paths.agent_socket(), inbox.sender())?;
+        agent::listen_for_streams(&paths.stream_socket(), inbox.sender())?;
+        Ok(())
+    }
+
+    /// Starts the machine and waits until it runs.
+    pub fn boot(
+        self,
+        inbox: &Inbox,
+        watcher: &mut dyn Watcher,
+        timeline: &mut Timeline,
+    ) -> Result<Booted, Error> {
+        let log_to = if self.plan.debug { LogTo::Stderr } else { LogTo::Memory };
+        let deadline = Instant::now() + self.plan.times.answer;
+        let machine = Machine::start(&self.plan.vmm, &self.plan.machine, log_to, &inbox.sender())?;
+        let mut booted = Booted { machine, prepared: self, deadline, hello: None };
+        while booted.prepared.record.machine.is_none() {
+            if let Event::Machine(VmEvent::Running { machine, reason, timings }) = booted.next(inbox)? {
+                let timings = timings.into_iter().map(|timing| (timing.step, timing.micros)).collect();
+                timeline.mark_with("start machine", timings);
+                watcher.machine(machine, &reason);
+                booted.runs_on(machine)?;
+            }
+        }
+        Ok(booted)
+    }
+
+    /// Moves to the next state and records it.
+    pub(super) fn become_(&mut self, transition: Transition) -> Result<(), Error> {
+        self.record.status = self.record.status.after(transition)?;
+        self.directory.write(&self.record)?;
+        Ok(())
+    }
+}
+
+impl Booted {
+    fn runs_on(&mut self, machine: MachineKind) -> Result<(), Error> {
+        self.prepared.record.machine = Some(machine);
+        self.prepared.record.machine_pid = Some(self.machine.pid());
+        self.prepared.directory.write(&self.prepared.record)?;
+        Ok(())
+    }
+}
+
+/// What a request means to a sandbox that has no process yet: a signal that would end it ends the start.
+pub(super) fn cancels(request: Request) -> Option<u8> {
+    use rustix::process::Signal;
+    let signal = match request {
+        Request::Interrupt => Signal::INT.as_raw(),
+        Request::Signal { signal } => signal,
+        Request::Resize { .. } => return None,
+    };
+    let fatal = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::KILL];
+    fatal.iter().any(|s| s.as_raw() == signal).then(|| u8::try_from(signal).ok()).flatten()
+}

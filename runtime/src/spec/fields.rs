@@ -1,0 +1,214 @@
+//! The one table of `config.json` fields: what is honoured, what is refused and why.
+//!
+//! Paths are written with `[]` for the elements of a list and `*` for the keys of a map. A field that is refused
+//! is still accepted with an empty value (`null`, `false`, `""`, `[]`, `{}`), which asks for nothing.
+//! `docs/config-fields.md` is made from this table, and a test holds the two together.
+
+/// A field of `config.json`.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its JSON path.
+    pub path: &'static str,
+    /// What happens to it.
+    pub rule: Rule,
+}
+
+/// What happens to a field.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rule {
+    /// It does what the OCI specification says; the text is what there is to know besides.
+    Honoured(&'static str),
+    /// It is read and has no effect, as the specification allows.
+    Ignored(&'static str),
+    /// It is an error that gives this reason and says what to do.
+    Refused(&'static str),
+}
+
+use Rule::{Honoured, Ignored, Refused};
+
+const NO_LSM: &str = "the guest kernel has no such security module; the virtual machine is the boundary";
+const NO_ID_MAPS: &str = "user namespaces with id mappings are not supported yet";
+const NO_HOOKS: &str = "hooks are not run yet";
+const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
+const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
+const LATER: &str = "not supported yet";
+const REAL_TIME: &str = "the guest kernel has no real-time group scheduling";
+
+/// Every field of the OCI runtime specification 1.2.
+pub const FIELDS: &[Field] = &[
+    field("ociVersion", Honoured("1.x")),
+    field("annotations.*", Ignored("for the engine; passed on in `state.json`")),
+    field("hostname", Honoured("")),
+    field("domainname", Honoured("")),
+    field("root.path", Honoured("relative to the bundle, or absolute")),
+    field("root.readonly", Honoured("")),
+    field("process.terminal", Honoured("")),
+    field("process.consoleSize.height", Honoured("")),
+    field("process.consoleSize.width", Honoured("")),
+    field("process.cwd", Honoured("")),
+    field("process.env", Honoured("")),
+    field("process.args", Honoured("")),
+    field("process.commandLine", Refused(NO_OTHER_OS)),
+    field("process.rlimits[].type", Honoured("")),
+    field("process.rlimits[].soft", Honoured("")),
+    field("process.rlimits[].hard", Honoured("")),
+    field("process.capabilities.bounding", Honoured("")),
+    field("process.capabilities.effective", Honoured("")),
+    field("process.capabilities.inheritable", Honoured("")),
+    field("process.capabilities.permitted", Honoured("")),
+    field("process.capabilities.ambient", Honoured("")),
+    field("process.noNewPrivileges", Honoured("")),
+    field("process.oomScoreAdj", Honoured("")),
+    field("process.user.uid", Honoured("")),
+    field("process.user.gid", Honoured("")),
+    field("process.user.umask", Honoured("")),
+    field("process.user.additionalGids", Honoured("")),
+    field("process.user.username", Refused(NO_OTHER_OS)),
+    field("process.apparmorProfile", Refused(NO_LSM)),
+    field("process.selinuxLabel", Refused(NO_LSM)),
+    field("process.scheduler", Refused(LATER)),
+    field("process.ioPriority", Refused(LATER)),
+    field("process.execCPUAffinity", Refused(LATER)),
+    field("mounts[].destination", Honoured("")),
+    field("mounts[].type", Honoured("bind, proc, sysfs, tmpfs, devpts, mqueue, cgroup")),
+    field("mounts[].source", Honoured("of a bind mount: a directory or regular file, relative to the bundle or absolute")),
+    field("mounts[].options", Honoured("a bind mount without `ro` is written through to the host")),
+    field("mounts[].uidMappings", Refused(NO_ID_MAPS)),
+    field("mounts[].gidMappings", Refused(NO_ID_MAPS)),
+    field("hooks.prestart", Refused(NO_HOOKS)),
+    field("hooks.createRuntime", Refused(NO_HOOKS)),
+    field("hooks.createContainer", Refused(NO_HOOKS)),
+    field("hooks.startContainer", Refused(NO_HOOKS)),
+    field("hooks.poststart", Refused(NO_HOOKS)),
+    field("hooks.poststop", Refused(NO_HOOKS)),
+    field("linux.namespaces[].type", Honoured("a type that is left out means the virtual machine's own")),
+    field("linux.namespaces[].path", Refused("a namespace of the host cannot be joined from a virtual machine")),
+    field("linux.uidMappings", Refused(NO_ID_MAPS)),
+    field("linux.gidMappings", Refused(NO_ID_MAPS)),
+    field("linux.timeOffsets", Refused("time namespaces are not supported yet")),
+    field("linux.devices[].type", Honoured("")),
+    field("linux.devices[].path", Honoured("")),
+    field("linux.devices[].major", Honoured("a device of the guest, not of the host")),
+    field("linux.devices[].minor", Honoured("")),
+    field("linux.devices[].fileMode", Honoured("")),
+    field("linux.devices[].uid", Honoured("")),
+    field("linux.devices[].gid", Honoured("")),
+    field("linux.netDevices", Refused("a network device of the host cannot be moved into a virtual machine")),
+    field("linux.cgroupsPath", Refused("the sandbox is not placed in a cgroup of the host yet")),
+    field("linux.resources.devices[].allow", Honoured("")),
+    field("linux.resources.devices[].type", Honoured("")),
+    field("linux.resources.devices[].major", Honoured("")),
+    field("linux.resources.devices[].minor", Honoured("")),
+    field("linux.resources.devices[].access", Honoured("")),
+    field("linux.resources.memory.limit", Honoured("also sizes the virtual machine")),
+    field("linux.resources.memory.reservation", Honoured("")),
+    field("linux.resources.memory.swap", Honoured("the guest has no swap, so that it never gets any")),
+    field("linux.resources.memory.kernel", Refused(V1_ONLY)),
+    field("linux.resources.memory.kernelTCP", Refused(V1_ONLY)),
+    field("linux.resources.memory.swappiness", Refused(V1_ONLY)),
+    field("linux.resources.memory.disableOOMKiller", Refused(V1_ONLY)),
+    field("linux.resources.memory.useHierarchy", Ignored("always so in version 2 of cgroups")),
+    field("linux.resources.memory.checkBeforeUpdate", Ignored("concerns updates, not creation")),
+    field("linux.resources.cpu.shares", Honoured("")),
+    field("linux.resources.cpu.quota", Honoured("also sizes the virtual machine")),
+    field("linux.resources.cpu.period", Honoured("also sizes the virtual machine")),
+    field("linux.resources.cpu.burst", Honoured("")),
+    field("linux.resources.cpu.idle", Honoured("")),
+    field("linux.resources.cpu.cpus", Honoured("numbers of the virtual machine's CPUs, which are made as many")),
+    field("linux.resources.cpu.mems", Honoured("the virtual machine has memory node 0 only")),
+    field("linux.resources.cpu.realtimeRuntime", Refused(REAL_TIME)),
+    field("linux.resources.cpu.realtimePeriod", Refused(REAL_TIME)),
+    field("linux.resources.pids.limit", Honoured("")),
+    field("linux.resources.blockIO", Refused(LATER)),
+    field("linux.resources.hugepageLimits", Refused(LATER)),
+    field("linux.resources.network", Refused(V1_ONLY)),
+    field("linux.resources.rdma", Refused("the virtual machine has no RDMA device")),
+    field("linux.resources.unified", Refused(LATER)),
+    field("linux.sysctl.*", Honoured("")),
+    field("linux.maskedPaths", Honoured("")),
+    field("linux.readonlyPaths", Honoured("")),
+    field("linux.rootfsPropagation", Honoured("inside the virtual machine; nothing reaches the host")),
+    field("linux.mountLabel", Refused(NO_LSM)),
+    field("linux.seccomp.defaultAction", Honoured("")),
+    field("linux.seccomp.defaultErrnoRet", Honoured("")),
+    field("linux.seccomp.architectures", Honoured("")),
+    field("linux.seccomp.flags", Honoured("")),
+    field("linux.seccomp.syscalls[].names", Honoured("")),
+    field("linux.seccomp.syscalls[].action", Honoured("")),
+    field("linux.seccomp.syscalls[].errnoRet", Honoured("")),
+    field("linux.seccomp.syscalls[].args[].index", Honoured("")),
+    field("linux.seccomp.syscalls[].args[].value", Honoured("")),
+    field("linux.seccomp.syscalls[].args[].valueTwo", Honoured("")),
+    field("linux.seccomp.syscalls[].args[].op", Honoured("")),
+    field("linux.seccomp.listenerPath", Refused("a system call cannot be handed from a virtual machine to a host program")),
+    field("linux.seccomp.listenerMetadata", Refused("it belongs to `listenerPath`, which is not supported")),
+    field("linux.intelRdt", Refused("the virtual machine has no cache allocation of its own")),
+    field("linux.memoryPolicy", Refused("the virtual machine has one memory node")),
+    field("linux.personality", Refused(LATER)),
+    field("solaris", Refused(NO_OTHER_OS)),
+    field("windows", Refused(NO_OTHER_OS)),
+    field("freebsd", Refused(NO_OTHER_OS)),
+    field("zos", Refused(NO_OTHER_OS)),
+    field("vm", Refused("the virtual machine is the installation's: see SANDBOX_KERNEL and SANDBOX_IMAGE")),
+];
+
+const fn field(path: &'static str, rule: Rule) -> Field {
+    Field { path, rule }
+}
+
+/// The table as a page of documentation.
+pub fn markdown() -> String {
+    let mut page = String::from(INTRODUCTION);
+    for (title, wanted) in [("Honoured", 0), ("Accepted without effect", 1), ("Refused", 2)] {
+        page += &format!("\n## {title}\n\n| field | |\n|---|---|\n");
+        for field in FIELDS {
+            let (kind, text) = match field.rule {
+                Honoured(text) => (0, text),
+                Ignored(text) => (1, text),
+                Refused(text) => (2, text),
+            };
+            if kind == wanted {
+                page += &format!("| `{}` | {text} |\n", field.path);
+            }
+        }
+    }
+    page
+}
+
+const INTRODUCTION: &str = "\
+# Fields of `config.json`
+
+What `sandbox` does with each field of the OCI runtime specification. Lists are written `[]`, the keys of maps
+`*`. A refused field is an error that names its path, unless its value is empty (`null`, `false`, `\"\"`, `[]`,
+`{}`): that asks for nothing. A field that is not on this page is an error as well.
+
+This page is made from the table in `runtime/src/spec/fields.rs`: change that, then run
+`UPDATE_DOCS=1 cargo test -p sandbox-runtime config_fields`.
+";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn config_fields_page_is_the_table() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/config-fields.md");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&page, markdown()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(page).unwrap(), markdown());
+    }
+
+    #[test]
+    fn no_path_is_there_twice_or_below_a_refused_one() {
+        let paths: BTreeSet<_> = FIELDS.iter().map(|f| f.path).collect();
+        assert_eq!(paths.len(), FIELDS.len());
+        for refused in FIELDS.iter().filter(|f| matches!(f.rule, Refused(_))) {
+            let below = format!("{}.", refused.path);
+            assert!(!FIELDS.iter().any(|f| f.path.starts_with(&below)), "{}", refused.path);
+        }
+    }
+}

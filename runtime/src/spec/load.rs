@@ -1,0 +1,163 @@
+//! Reading a bundle.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use super::{Overrides, SpecError, validate, walk};
+
+/// The most bytes of a `config.json`: what a frame to the guest has room for, with space to spare for the
+/// frame's own words.
+pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// A bundle whose configuration is valid as far as the host can tell.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    path: PathBuf,
+    root: PathBuf,
+    spec: Spec,
+    user: Option<String>,
+}
+
+impl Bundle {
+    /// Reads the bundle at `path`, with the changes of the command line.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, SpecError> {
+        let path = enter(path)?;
+        let mut spec = parse(&path.join("config.json"))?;
+        overrides.apply(&mut spec)?;
+        let root = validate::check(&spec, &path)?;
+        Ok(Self { path, root, spec, user: overrides.user.clone() })
+    }
+
+    /// The bundle's directory, absolute and without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root file system's directory, absolute and without symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The configuration, its paths still those of the host.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// A user that replaces that of the configuration, to be looked up in the container's own files.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+}
+
+fn enter(path: &Path) -> Result<PathBuf, SpecError> {
+    let absolute = path.canonicalize().map_err(|error| SpecError::Bundle { path: path.into(), error })?;
+    match absolute.is_dir() {
+        true => Ok(absolute),
+        false => Err(SpecError::BundleNotDirectory { path: path.into() }),
+    }
+}
+
+fn parse(path: &Path) -> Result<Spec, SpecError> {
+    let text = read(path)?;
+    let mut config: Value =
+        serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?;
+    check_version(&config)?;
+    walk::check(&config)?;
+    // The specification lets the user be left out; the types that follow do not.
+    if let Some(process) = config.get_mut("process").and_then(Value::as_object_mut) {
+        process.entry("user").or_insert_with(|| json!({"uid": 0, "gid": 0}));
+    }
+    serde_path_to_error::deserialize(config).map_err(|error| SpecError::Value {
+        path: error.path().to_string(),
+        why: error.into_inner().to_string(),
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, SpecError> {
+    let error = |error| SpecError::Config { path: path.into(), error };
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(SpecError::NoConfig { path: path.parent().unwrap_or(path).into() });
+        }
+        file => file.map_err(error)?,
+    };
+    let mut text = Vec::new();
+    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text).map_err(error)?;
+    match text.len() as u64 > MAX_CONFIG_BYTES {
+        true => Err(SpecError::TooLarge { path: path.into(), max: MAX_CONFIG_BYTES }),
+        false => Ok(text),
+    }
+}
+
+fn check_version(config: &Value) -> Result<(), SpecError> {
+    if !config.is_object() {
+        return Err(SpecError::Value { path: ".".into(), why: "the configuration is not a JSON object".into() });
+    }
+    let version = match config.get("ociVersion") {
+        Some(Value::String(version)) => version,
+        Some(other) => return Err(SpecError::Version { version: other.to_string() }),
+        None => return Err(SpecError::Value { path: "ociVersion".into(), why: "it is missing".into() }),
+    };
+    match version.starts_with("1.") {
+        true => Ok(()),
+        false => Err(SpecError::Version { version: version.clone() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn load(config: &str) -> Result<Bundle, String> {
+        let bundle = tempfile::tempdir().unwrap();
+        fs::create_dir(bundle.path().join("rootfs")).unwrap();
+        fs::write(bundle.path().join("config.json"), config).unwrap();
+        Bundle::load(bundle.path(), &Overrides::default()).map_err(|e| e.to_string())
+    }
+
+    const GOOD: &str = r#"{"ociVersion": "1.0.2", "root": {"path": "rootfs"},
+        "process": {"cwd": "/", "args": ["true"]}}"#;
+
+    #[test]
+    fn a_small_configuration_is_enough() {
+        let bundle = load(GOOD).unwrap();
+        assert!(bundle.root().ends_with("rootfs"));
+        assert_eq!(bundle.spec().process().as_ref().unwrap().user().uid(), 0);
+    }
+
+    #[test]
+    fn bad_bundles_have_their_own_errors() {
+        let none = Overrides::default();
+        let message = |path: &Path| Bundle::load(path, &none).unwrap_err().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        assert!(message(&dir.path().join("missing")).contains("No such file"));
+        assert!(message(dir.path()).contains("has no config.json"));
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(message(&dir.path().join("file")).contains("is not a directory"));
+        fs::write(dir.path().join("config.json"), vec![b' '; MAX_CONFIG_BYTES as usize + 1]).unwrap();
+        assert!(message(dir.path()).contains("is larger than"));
+    }
+
+    #[test]
+    fn bad_configurations_say_where() {
+        for (config, wanted) in [
+            ("{\n  \"ociVersion\": ,\n}", "line 2 column 17"),
+            ("[]", "not a JSON object"),
+            ("{}", "`ociVersion`: it is missing"),
+            (r#"{"ociVersion": "2.0.0"}"#, "`2.0.0` is not supported"),
+            (r#"{"ociVersion": 1}"#, "`1` is not supported"),
+            (r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "args": "sh"}}"#, "`process.args`: invalid type"),
+            (r#"{"ociVersion": "1.0.2", "process": {"args": ["sh"]}}"#, "missing field `cwd`"),
+            (r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "capabilities": {"bounding": ["CAP_X"]}}}"#, "bounding"),
+        ] {
+            let message = load(config).unwrap_err();
+            assert!(message.contains(wanted), "{config}: {message}");
+        }
+    }
+}

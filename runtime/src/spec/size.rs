@@ -1,0 +1,139 @@
+//! How large a machine a configuration needs.
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use sandbox_vmm_api::{MAX_MEMORY_MIB, MAX_VCPUS};
+
+use super::SpecError;
+
+/// The memory of a machine whose container has no limit, in MiB.
+pub const DEFAULT_MEMORY_MIB: u32 = 512;
+
+/// The least memory limit that a container may have, in MiB: below it a process does not even start.
+pub const MIN_LIMIT_MIB: u64 = 4;
+
+/// What the guest kernel, the image and the agent take, in MiB, whatever the size of the machine.
+pub const BASE_OVERHEAD_MIB: u64 = 48;
+
+/// One part in so many of a container's memory is added for the kernel's own bookkeeping: a `struct page` of 64
+/// bytes for each 4096, and as much again for page tables and slabs that no container is charged for.
+pub const OVERHEAD_FRACTION: u64 = 32;
+
+/// The CPUs of a machine whose container has no CPU limit. One boots fastest; `--cpus` gives more.
+pub const DEFAULT_VCPUS: u8 = 1;
+
+/// The size of a machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MachineSize {
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// vCPUs.
+    pub vcpus: u8,
+}
+
+impl MachineSize {
+    /// The machine for a configuration.
+    pub fn of(spec: &Spec) -> Result<Self, SpecError> {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let memory = resources.and_then(|r| r.memory().as_ref());
+        Ok(Self { memory_mib: memory_mib(memory)?, vcpus: vcpus(resources)? })
+    }
+}
+
+/// Guest memory for a container: its limit plus the stated overhead.
+fn memory_mib(memory: Option<&LinuxMemory>) -> Result<u32, SpecError> {
+    // -1 and 0 are how engines write "no limit".
+    let Some(limit) = memory.and_then(|m| m.limit()).and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0) else {
+        return Ok(DEFAULT_MEMORY_MIB);
+    };
+    let limit_mib = limit.div_ceil(1 << 20);
+    if limit < MIN_LIMIT_MIB << 20 {
+        return Err(SpecError::MemoryTooSmall { bytes: limit, min_mib: MIN_LIMIT_MIB });
+    }
+    u32::try_from(limit_mib + overhead_mib(limit_mib))
+        .ok()
+        .filter(|mib| *mib <= MAX_MEMORY_MIB)
+        .ok_or(SpecError::MemoryTooLarge { bytes: limit, max_mib: MAX_MEMORY_MIB })
+}
+
+/// What a machine has besides a container's memory, in MiB: see [`BASE_OVERHEAD_MIB`] and
+/// [`OVERHEAD_FRACTION`].
+pub fn overhead_mib(limit_mib: u64) -> u64 {
+    BASE_OVERHEAD_MIB + limit_mib.div_ceil(OVERHEAD_FRACTION)
+}
+
+/// vCPUs for a container: enough for its quota, and for every CPU that it names.
+fn vcpus(resources: Option<&LinuxResources>) -> Result<u8, SpecError> {
+    let Some(cpu) = resources.and_then(|r| r.cpu().as_ref()) else { return Ok(DEFAULT_VCPUS) };
+    let named = match cpu.cpus().as_deref() {
+        Some(list) if !list.is_empty() => cpus_for_list(list)?,
+        _ => 1,
+    };
+    let cpus = cpus_for_quota(cpu).unwrap_or(DEFAULT_VCPUS.into()).max(named);
+    u8::try_from(cpus)
+        .ok()
+        .filter(|cpus| *cpus <= MAX_VCPUS)
+        .ok_or(SpecError::TooManyCpus { cpus, max: MAX_VCPUS })
+}
+
+fn cpus_for_quota(cpu: &LinuxCpu) -> Option<u64> {
+    const DEFAULT_PERIOD_MICROS: u64 = 100_000;
+    let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
+    let period = cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_MICROS);
+    Some(quota.div_ceil(period))
+}
+
+/// One more than the highest CPU of a list such as `0-3,7`.
+fn cpus_for_list(list: &str) -> Result<u64, SpecError> {
+    let highest = |part: &str| part.rsplit('-').next()?.trim().parse::<u32>().ok();
+    let highest = list.split(',').map(highest).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+    highest.map(|cpu| u64::from(cpu) + 1).ok_or_else(|| SpecError::Value {
+        path: "linux.resources.cpu.cpus".into(),
+        why: format!("`{list}` is no list of CPUs such as `0-3,7`"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn size(resources: serde_json::Value) -> Result<MachineSize, SpecError> {
+        let spec = json!({"ociVersion": "1.2.0", "linux": {"resources": resources}});
+        MachineSize::of(&serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn without_limits_there_are_defaults() {
+        let defaults = MachineSize { memory_mib: DEFAULT_MEMORY_MIB, vcpus: DEFAULT_VCPUS };
+        assert_eq!(size(json!({})).unwrap(), defaults);
+        assert_eq!(size(json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 100000}})).unwrap(), defaults);
+    }
+
+    #[test]
+    fn memory_is_the_limit_and_the_overhead() {
+        assert_eq!(size(json!({"memory": {"limit": 64 << 20}})).unwrap().memory_mib, 64 + 48 + 2);
+        assert_eq!(size(json!({"memory": {"limit": 1u64 << 30}})).unwrap().memory_mib, 1024 + 48 + 32);
+        assert_eq!(size(json!({"memory": {"limit": (64 << 20) + 1}})).unwrap().memory_mib, 65 + 48 + 3);
+    }
+
+    #[test]
+    fn memory_that_no_machine_can_have_is_refused() {
+        assert!(matches!(size(json!({"memory": {"limit": 4096}})), Err(SpecError::MemoryTooSmall { .. })));
+        for limit in [1i64 << 40, i64::MAX] {
+            assert!(matches!(size(json!({"memory": {"limit": limit}})), Err(SpecError::MemoryTooLarge { .. })));
+        }
+    }
+
+    #[test]
+    fn cpus_follow_from_quota_and_list() {
+        let vcpus = |cpu| size(json!({"cpu": cpu})).map(|s| s.vcpus);
+        assert_eq!(vcpus(json!({"quota": 150000, "period": 100000})).unwrap(), 2);
+        assert_eq!(vcpus(json!({"quota": 50000, "period": 100000})).unwrap(), 1);
+        assert_eq!(vcpus(json!({"quota": 400000})).unwrap(), 4);
+        assert_eq!(vcpus(json!({"cpus": "0-2,5"})).unwrap(), 6);
+        assert!(matches!(vcpus(json!({"cpus": "a-b"})), Err(SpecError::Value { .. })));
+        assert!(matches!(vcpus(json!({"cpus": "4294967295"})), Err(SpecError::TooManyCpus { .. })));
+        assert!(matches!(vcpus(json!({"quota": i64::MAX, "period": 1})), Err(SpecError::TooManyCpus { .. })));
+    }
+}

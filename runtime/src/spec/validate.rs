@@ -1,0 +1,156 @@
+//! The rules of a configuration that its types do not express.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+
+use super::SpecError;
+
+/// The types of mount that the agent makes. A bind mount may have any type: its options say what it is.
+const MOUNT_TYPES: [&str; 9] =
+    ["bind", "none", "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// Checks a configuration. Returns the directory of the root file system.
+pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
+    let process = spec.process().as_ref().ok_or_else(|| value("process", "it is missing: there is nothing to run"))?;
+    check_process(process)?;
+    check_namespaces(spec)?;
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        check_mount(index, mount)?;
+    }
+    root(spec, bundle)
+}
+
+/// Whether a mount is a bind mount.
+pub fn is_bind(mount: &Mount) -> bool {
+    let by_option = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+    by_option || mount.typ().as_deref() == Some("bind")
+}
+
+fn check_process(process: &Process) -> Result<(), SpecError> {
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(value("process.args", "it is empty: there is nothing to run"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(value("process.cwd", &format!("`{}` is not an absolute path", process.cwd().display())));
+    }
+    for (index, text) in args.iter().enumerate() {
+        no_zero(&format!("process.args[{index}]"), text)?;
+    }
+    for (index, variable) in process.env().iter().flatten().enumerate() {
+        let path = format!("process.env[{index}]");
+        no_zero(&path, variable)?;
+        if !variable.contains('=') {
+            return Err(value(&path, &format!("`{variable}` is not NAME=VALUE")));
+        }
+    }
+    Ok(())
+}
+
+fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
+    let mut seen = HashSet::new();
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
+    for (index, namespace) in namespaces.unwrap_or_default().iter().enumerate() {
+        let path = format!("linux.namespaces[{index}].type");
+        if matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+            let reason = format!("{} namespaces are not supported yet", namespace.typ());
+            return Err(SpecError::Unsupported { path, reason });
+        }
+        if !seen.insert(namespace.typ()) {
+            return Err(value(&path, &format!("`{}` is there twice", namespace.typ())));
+        }
+    }
+    Ok(())
+}
+
+fn check_mount(index: usize, mount: &Mount) -> Result<(), SpecError> {
+    let destination = mount.destination();
+    if !destination.is_absolute() {
+        let why = format!("`{}` is not an absolute path", destination.display());
+        return Err(value(&format!("mounts[{index}].destination"), &why));
+    }
+    no_zero(&format!("mounts[{index}].destination"), &destination.to_string_lossy())?;
+    let path = format!("mounts[{index}].type");
+    match mount.typ().as_deref() {
+        _ if is_bind(mount) => Ok(()),
+        None => Err(value(&path, "it is missing, and no option says `bind`")),
+        Some(kind) if MOUNT_TYPES.contains(&kind) => Ok(()),
+        Some(kind) => {
+            let reason = format!("file systems of type `{kind}` cannot be mounted in the guest");
+            Err(SpecError::Unsupported { path, reason })
+        }
+    }
+}
+
+fn root(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
+    let root = spec.root().as_ref().ok_or_else(|| value("root", "it is missing: there is no root file system"))?;
+    let path = bundle.join(root.path());
+    let real = path
+        .canonicalize()
+        .map_err(|error| SpecError::Root { path: path.clone(), why: format!("cannot be used: {error}") })?;
+    match fs::metadata(&real) {
+        Ok(metadata) if metadata.is_dir() => Ok(real),
+        Ok(_) => Err(SpecError::Root { path, why: "is not a directory".into() }),
+        Err(error) => Err(SpecError::Root { path, why: format!("cannot be used: {error}") }),
+    }
+}
+
+fn no_zero(path: &str, text: &str) -> Result<(), SpecError> {
+    match text.contains('\0') {
+        true => Err(value(path, "it contains a zero character, which no system call takes")),
+        false => Ok(()),
+    }
+}
+
+fn value(path: &str, why: &str) -> SpecError {
+    SpecError::Value { path: path.into(), why: why.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The error of a good configuration after `change`.
+    fn error(change: impl FnOnce(&mut Value)) -> String {
+        let bundle = tempfile::tempdir().unwrap();
+        fs::create_dir(bundle.path().join("rootfs")).unwrap();
+        fs::write(bundle.path().join("file"), "").unwrap();
+        let mut config = json!({"ociVersion": "1.2.0", "root": {"path": "rootfs"},
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}}});
+        check(&serde_json::from_value(config.clone()).unwrap(), bundle.path()).unwrap();
+        change(&mut config);
+        check(&serde_json::from_value(config).unwrap(), bundle.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_rule_has_its_error() {
+        let namespaces = |types: &[&str]| json!({"namespaces": types.iter().map(|t| json!({"type": t})).collect::<Vec<_>>()});
+        for (pointer, new, wanted) in [
+            ("/process", json!(null), "`process`: it is missing"),
+            ("/process/args", json!([]), "`process.args`: it is empty"),
+            ("/process/args", json!([""]), "`process.args`: it is empty"),
+            ("/process/args", json!(["a", "b\0"]), "`process.args[1]`: it contains a zero"),
+            ("/process/env", json!(["A=1", "B"]), "`process.env[1]`: `B` is not NAME=VALUE"),
+            ("/process/cwd", json!("tmp"), "`process.cwd`: `tmp` is not an absolute"),
+            ("/root", json!(null), "`root`: it is missing"),
+            ("/root/path", json!("nowhere"), "`root.path`"),
+            ("/root/path", json!("file"), "is not a directory"),
+            ("/mounts", json!([{"destination": "a", "type": "tmpfs"}]), "`mounts[0].destination`: `a`"),
+            ("/mounts", json!([{"destination": "/a"}]), "`mounts[0].type`: it is missing"),
+            ("/mounts", json!([{"destination": "/a", "type": "nfs"}]), "`mounts[0].type`: not supported"),
+            ("/linux", namespaces(&["pid", "pid"]), "`linux.namespaces[1].type`: `pid` is there twice"),
+            ("/linux", namespaces(&["user"]), "`linux.namespaces[0].type`: not supported"),
+        ] {
+            let message = error(|config| match pointer.rsplit_once('/') {
+                Some((parent, key)) => config.pointer_mut(parent).unwrap()[key] = new.clone(),
+                None => unreachable!("every pointer has a slash"),
+            });
+            assert!(message.contains(wanted), "{pointer}: {message}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! A sandbox's directory under the state root, and who owns it.
+//!
+//! `<root>/<id>/` belongs to whoever holds its lock (`flock` on the directory itself, so that there is no lock
+//! file whose removal could race). The command that starts a sandbox claims the directory and hands the locked
+//! descriptor to the monitor; both hold the same lock, which the kernel drops when the last of them is gone. A
+//! directory that nobody has locked is therefore the leftover of a sandbox that died with its monitor and its
+//! caller, and anyone may remove it.
+//!
+//! A state root may be any directory, so nothing is removed that is not plainly ours: mode 01700 (the sticky bit
+//! means nothing on a directory that only its owner may enter, and nobody else sets it so), and only the names
+//! that we use.
+//!
+//! What is in it: `state.json`, `monitor.sock` and `vmm.sock` (control sockets), and `vsock/` with the sockets
+//! that the guest's connections arrive at.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::{Record, SandboxId, StateError};
+
+/// The most bytes of a unix socket's path, its final zero not counted (`sockaddr_un`).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// The mode that marks our directories.
+const MODE: u32 = 0o1700;
+
+/// How often a claim is tried again when a sweep of somebody else gets in between.
+const CLAIM_ATTEMPTS: usize = 10;
+
+const RECORD: &str = "state.json";
+const NEW_RECORD: &str = "state.json.new";
+
+/// A sandbox's directory, locked. Dropping it removes the directory.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    lock: OwnedFd,
+}
+
+impl StateDir {
+    /// Makes the directory of a new sandbox, replacing a dead one of the same id.
+    pub fn claim(root: &Path, id: &SandboxId) -> Result<Self, StateError> {
+        let path = root.join(id.as_str());
+        let longest = StateDirPaths(&path).stream_socket();
+        if longest.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            let over = longest.as_os_str().len() - MAX_SOCKET_PATH_BYTES;
+            return Err(StateError::PathTooLong { root: root.into(), id: id.clone(), over });
+        }
+        make_root(root)?;
+        for _ in 0..CLAIM_ATTEMPTS {
+            match DirBuilder::new().mode(MODE).create(&path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(StateError::Make { path, error }),
+            }
+            match try_lock(&path)? {
+                Locked::Ours(lock) if is_ours(&path, lock.as_fd()) => {
+                    let directory = Self { path, lock };
+                    directory.empty()?;
+                    return Ok(directory);
+                }
+                Locked::Ours(_) => return Err(StateError::Foreign { path }),
+                Locked::Theirs => return Err(StateError::InUse { id: id.clone() }),
+                Locked::Gone => {}
+            }
+        }
+        Err(StateError::InUse { id: id.clone() })
+    }
+
+    /// Takes over a directory that the process at the other end of an inherited descriptor has claimed.
+    pub fn adopt(path: PathBuf, lock: OwnedFd) -> Self {
+        Self { path, lock }
+    }
+
+    /// Locks the directory of a sandbox whose owner is dead. `None`: the owner lives, or there is none such.
+    pub fn stale(path: &Path) -> Result<Option<Self>, StateError> {
+        match try_lock(path)? {
+            Locked::Ours(lock) if is_ours(path, lock.as_fd()) => Ok(Some(Self { path: path.into(), lock })),
+            Locked::Ours(_) | Locked::Theirs | Locked::Gone => Ok(None),
+        }
+    }
+
+    /// The locked descriptor.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// The names in it.
+    pub fn paths(&self) -> StateDirPaths<'_> {
+        StateDirPaths(&self.path)
+    }
+
+    /// Replaces `state.json`, so that a reader sees the old one or the new one and nothing between.
+    pub fn write(&self, record: &Record) -> Result<(), StateError> {
+        let (path, temporary) = (self.paths().record(), self.path.join(NEW_RECORD));
+        let error = |error| StateError::Write { path: path.clone(), error };
+        let mut bytes = serde_json::to_vec(record).map_err(|e| error(e.into()))?;
+        bytes.push(b'\n');
+        let mut file = File::create(&temporary).map_err(error)?;
+        file.write_all(&bytes).map_err(error)?;
+        fs::rename(&temporary, &path).map_err(error)
+    }
+
+    /// Removes the directory. Says why where that fails, which dropping cannot.
+    pub fn remove(self) -> Result<(), StateError> {
+        self.unlink()
+    }
+
+    fn unlink(&self) -> Result<(), StateError> {
+        // Whoever removed it first may have made room for another sandbox of the same id.
+        if !is_same(&self.path, self.lock.as_fd()) {
+            return Ok(());
+        }
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::Remove { path: self.path.clone(), error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what a dead sandbox of the same id left.
+    fn empty(&self) -> Result<(), StateError> {
+        let error = |error| StateError::Remove { path: self.path.clone(), error };
+        for entry in fs::read_dir(&self.path).map_err(error)? {
+            let entry = entry.map_err(error)?;
+            match entry.file_type().map_err(error)?.is_dir() {
+                true => fs::remove_dir_all(entry.path()).map_err(error)?,
+                false => fs::remove_file(entry.path()).map_err(error)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        let _ = self.unlink();
+    }
+}
+
+/// The names in a sandbox's directory.
+#[derive(Clone, Copy, Debug)]
+pub struct StateDirPaths<'a>(pub &'a Path);
+
+impl StateDirPaths<'_> {
+    /// The record.
+    pub fn record(self) -> PathBuf {
+        self.0.join(RECORD)
+    }
+
+    /// Where the monitor takes requests of other commands.
+    pub fn monitor_socket(self) -> PathBuf {
+        self.0.join("monitor.sock")
+    }
+
+    /// The machine's control socket.
+    pub fn vmm_socket(self) -> PathBuf {
+        self.0.join("vmm.sock")
+    }
+
+    /// The directory of the vsock sockets, which the machine's process sees and so holds nothing else.
+    pub fn vsock_directory(self) -> PathBuf {
+        self.0.join("vsock")
+    }
+
+    /// The machine's vsock socket.
+    pub fn vsock_socket(self) -> PathBuf {
+        self.vsock_directory().join("v")
+    }
+
+    /// Where the agent's control connection arrives.
+    pub fn agent_socket(self) -> PathBuf {
+        self.vsock_directory().join(format!("v_{}", sandbox_protocol::CONTROL_PORT))
+    }
+
+    /// Where the agent's stream connections arrive.
+    pub fn stream_socket(self) -> PathBuf {
+        self.vsock_directory().join(format!("v_{}", sandbox_protocol::STREAM_PORT))
+    }
+}
+
+enum Locked {
+    Ours(OwnedFd),
+    Theirs,
+    Gone,
+}
+
+fn try_lock(path: &Path) -> Result<Locked, StateError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(lock) => lock,
+        Err(rustix::io::Errno::NOENT) => return Ok(Locked::Gone),
+        Err(error) => return Err(StateError::Lock { path: path.into(), error: error.into() }),
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) if is_same(path, lock.as_fd()) => Ok(Locked::Ours(lock)),
+        Ok(()) => Ok(Locked::Gone),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Locked::Theirs),
+        Err(error) => Err(StateError::Lock { path: path.into(), error: error.into() }),
+    }
+}
+
+/// Whether a directory was made by us, and holds nothing else than what we put there.
+fn is_ours(path: &Path, directory: BorrowedFd<'_>) -> bool {
+    const NAMES: [&str; 5] = [RECORD, NEW_RECORD, "monitor.sock", "vmm.sock", "vsock"];
+    let marked = rustix::fs::fstat(directory)
+        .is_ok_and(|s| s.st_mode & 0o7777 == MODE && s.st_uid == rustix::process::geteuid().as_raw());
+    let known = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|e| e.file_name().to_str().is_some_and(|name| NAMES.contains(&name)))
+    };
+    marked && fs::read_dir(path).is_ok_and(|mut entries| entries.all(known))
+}
+
+/// Whether a path still leads to the directory that a descriptor is of.
+fn is_same(path: &Path, directory: BorrowedFd<'_>) -> bool {
+    match (fs::symlink_metadata(path), rustix::fs::fstat(directory)) {
+        (Ok(named), Ok(held)) => (named.dev(), named.ino()) == (held.st_dev, held.st_ino),
+        _ => false,
+    }
+}
+
+fn make_root(root: &Path) -> Result<(), StateError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root)
+        .map_err(|error| StateError::Make { path: root.into(), error })
+}

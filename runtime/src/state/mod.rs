@@ -1,0 +1,105 @@
+//! What is known of a sandbox on the host: its id, its status, its directory.
+
+mod directory;
+mod id;
+mod record;
+mod registry;
+mod status;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use directory::{StateDir, StateDirPaths};
+pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
+pub use record::{OCI_VERSION, Record, rfc3339};
+pub use registry::{default_root, find, list, sweep};
+pub use status::{Refused, Status, Transition};
+
+/// Why the state of a sandbox could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A live sandbox has the id.
+    #[error("the id `{id}` is in use by another sandbox: choose another with --id, or end that one with `sandbox kill {id} KILL`")]
+    InUse {
+        /// The id.
+        id: SandboxId,
+    },
+    /// No live sandbox has the id.
+    #[error("no sandbox has the id `{id}`: `sandbox list` shows those that run")]
+    NotFound {
+        /// The id.
+        id: SandboxId,
+    },
+    /// There is something else in the place of the directory.
+    #[error("{} is in the way, and not of a sandbox's making: use another --id or --root", path.display())]
+    Foreign {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// A directory cannot be made.
+    #[error("cannot make the state directory {}: {error}{}", path.display(), remedy(error))]
+    Make {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A directory cannot be locked.
+    #[error("cannot lock the state directory {}: {error}", path.display())]
+    Lock {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The record cannot be written.
+    #[error("cannot write the state file {}: {error}{}", path.display(), remedy(error))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A record cannot be read.
+    #[error("cannot read the state file {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A directory cannot be removed.
+    #[error("cannot remove the state directory {}: {error}", path.display())]
+    Remove {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The sockets of the sandbox would have paths that are too long.
+    #[error(
+        "the state root {} is too long for the sockets of sandbox `{id}`, by {over} bytes: use a shorter --root \
+         or --id",
+        root.display()
+    )]
+    PathTooLong {
+        /// The state root.
+        root: PathBuf,
+        /// The id.
+        id: SandboxId,
+        /// By how many bytes.
+        over: usize,
+    },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ": make room there, or move the state with --root"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            ": run as root, or move the state with --root"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,82 @@
+//! All sandboxes under one state root.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Record, SandboxId, StateDir, StateDirPaths, StateError};
+
+/// The most bytes of a record that are read: one that grew past it was not written by us.
+const MAX_RECORD_BYTES: u64 = 8 << 20;
+
+/// Where state goes unless `--root` says otherwise: `/run/sandbox` for root, else the user's runtime
+/// directory.
+pub fn default_root() -> PathBuf {
+    match (rustix::process::geteuid().is_root(), std::env::var_os("XDG_RUNTIME_DIR")) {
+        (false, Some(runtime)) if Path::new(&runtime).is_absolute() => PathBuf::from(runtime).join("sandbox"),
+        _ => PathBuf::from("/run/sandbox"),
+    }
+}
+
+/// Removes the directories of sandboxes that died with their monitor and their caller.
+pub fn sweep(root: &Path) -> Result<(), StateError> {
+    for path in directories(root)? {
+        if let Some(dead) = StateDir::stale(&path)? {
+            dead.remove()?;
+        }
+    }
+    Ok(())
+}
+
+/// The records of the live sandboxes, in the order of their ids. Sweeps first.
+///
+/// A sandbox that is so young that it has no record yet is left out.
+pub fn list(root: &Path) -> Result<Vec<Record>, StateError> {
+    sweep(root)?;
+    let mut records = Vec::new();
+    for path in directories(root)? {
+        records.extend(read(&path)?);
+    }
+    records.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(records)
+}
+
+/// The directory of a live sandbox. Sweeps first.
+pub fn find(root: &Path, id: &SandboxId) -> Result<PathBuf, StateError> {
+    sweep(root)?;
+    let path = root.join(id.as_str());
+    match path.is_dir() {
+        true => Ok(path),
+        false => Err(StateError::NotFound { id: id.clone() }),
+    }
+}
+
+fn directories(root: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let error = |error| StateError::Read { path: root.into(), error };
+    let entries = match fs::read_dir(root) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(error)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(error)?;
+        // Anything else in the root was not put there by us, and is not ours to judge or remove.
+        let named_as_ours = entry.file_name().to_str().is_some_and(|name| name.parse::<SandboxId>().is_ok());
+        if named_as_ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+fn read(directory: &Path) -> Result<Option<Record>, StateError> {
+    let path = StateDirPaths(directory).record();
+    let error = |error| StateError::Read { path: path.clone(), error };
+    let file = match File::open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(error)?,
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_RECORD_BYTES).read_to_end(&mut bytes).map_err(error)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| error(e.into()))
+}

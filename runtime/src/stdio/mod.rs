@@ -1,0 +1,7 @@
+//! Standard streams: bytes between our own descriptors and the guest's connections, and the terminal.
+
+mod relay;
+mod terminal;
+
+pub use relay::{Direction, Progress, Transfer, start};
+pub use terminal::{RawTerminal, Saved, window_size};
