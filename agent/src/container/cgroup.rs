@@ -1,0 +1,262 @@
+//! The cgroup of a container: one directory under the root of the guest's hierarchy, which is version 2
+//! whatever the host has.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::Linux;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::device_filter::{self, DeviceFilterError};
+use super::limits::{self, LimitError};
+use crate::boot::CGROUP_MOUNT;
+
+/// The cgroup could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A file or directory of it was refused.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The configuration has a limit that means nothing.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// A limit was refused.
+    #[error("{field}: the guest's kernel refuses {value:?} in {file}: {source}")]
+    Refused {
+        /// Where in config.json it stands.
+        field: &'static str,
+        /// The file of the cgroup.
+        file: String,
+        /// What was written.
+        value: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The device rules were refused.
+    #[error(transparent)]
+    Devices(#[from] DeviceFilterError),
+}
+
+/// The cgroup of a container.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    directory: OwnedFd,
+    events: File,
+}
+
+impl Cgroup {
+    /// Makes the cgroup of a container and sets its limits and device rules; `id` is a plain name.
+    pub fn create(id: &str, linux: Option<&Linux>) -> Result<Self, CgroupError> {
+        let path = Path::new(CGROUP_MOUNT).join(id);
+        std::fs::create_dir(&path).map_err(|e| file_error("make", &path, e))?;
+        let made = Self::open(path.clone()).and_then(|cgroup| {
+            cgroup.apply(linux)?;
+            Ok(cgroup)
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_dir(&path);
+        }
+        made
+    }
+
+    fn open(path: PathBuf) -> Result<Self, CgroupError> {
+        let directory = open_directory(&path)?;
+        let events_path = path.join("cgroup.events");
+        let events = File::open(&events_path).map_err(|e| file_error("open", &events_path, e))?;
+        Ok(Self { path, directory, events })
+    }
+
+    fn apply(&self, linux: Option<&Linux>) -> Result<(), CgroupError> {
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        for setting in resources.map(limits::settings).transpose()?.unwrap_or_default() {
+            let written = std::fs::write(self.path.join(&setting.file), &setting.value);
+            match written {
+                // A kernel without swap has no limit of it, and none is needed.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && setting.file == limits::SWAP_FILE => {}
+                written => written.map_err(|source| CgroupError::Refused {
+                    field: setting.field,
+                    file: setting.file,
+                    value: setting.value,
+                    source,
+                })?,
+            }
+        }
+        let rules = resources.and_then(|r| r.devices().as_deref()).unwrap_or_default();
+        Ok(device_filter::attach(self.directory.as_fd(), rules)?)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its `cgroup.events`, which signals every change by an exceptional condition.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Whether a process is left in it or below it. Taken to be so where it cannot be read.
+    pub fn is_populated(&self) -> bool {
+        let mut text = [0; 256];
+        let n = self.events.read_at(&mut text, 0).unwrap_or(0);
+        number_of(&String::from_utf8_lossy(text.get(..n).unwrap_or_default()), "populated") != Some(0)
+    }
+
+    /// Kills every process in it and below it.
+    pub fn kill(&self) {
+        // It can fail only where the cgroup is gone, and with it every process.
+        let _ = std::fs::write(self.path.join("cgroup.kill"), "1");
+    }
+
+    /// Sends a signal to every process in it and below it.
+    pub fn signal_all(&self, signal: i32) -> Result<(), CgroupError> {
+        if signal == libc::SIGKILL {
+            self.kill();
+            return Ok(());
+        }
+        // Frozen, so that none can fork away from the list.
+        self.write("cgroup.freeze", "1")?;
+        let sent = self.signal_each(&self.path, signal);
+        self.write("cgroup.freeze", "0")?;
+        sent
+    }
+
+    fn signal_each(&self, directory: &Path, signal: i32) -> Result<(), CgroupError> {
+        let list = directory.join("cgroup.procs");
+        let pids = std::fs::read_to_string(&list).map_err(|e| file_error("read", &list, e))?;
+        for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+            // A process that has just ended needs no signal.
+            if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = super::signal(&pidfd, signal);
+            }
+        }
+        for below in subdirectories(directory) {
+            self.signal_each(&below, signal)?;
+        }
+        Ok(())
+    }
+
+    /// The directory into which one more process is born: the container's, or, where the container has made
+    /// cgroups of its own below it and given them controllers (so that it may hold no process itself), that of
+    /// its first process.
+    pub fn home_of(&self, init: Pid) -> Result<OwnedFd, CgroupError> {
+        let control = self.path.join("cgroup.subtree_control");
+        let delegated = std::fs::read_to_string(&control).is_ok_and(|text| !text.trim().is_empty());
+        if !delegated {
+            return open_directory(&self.path);
+        }
+        let list = PathBuf::from(format!("/proc/{}/cgroup", init.as_raw_nonzero()));
+        let text = std::fs::read_to_string(&list).map_err(|e| file_error("read", &list, e))?;
+        let place = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        open_directory(&Path::new(CGROUP_MOUNT).join(place))
+    }
+
+    /// How many of its processes have been killed for lack of memory.
+    pub fn oom_kills(&self) -> u64 {
+        self.read_number("memory.events", "oom_kill").unwrap_or(0)
+    }
+
+    /// What it has used, for the report of its end.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let single = |file: &str| {
+            std::fs::read_to_string(self.path.join(file)).ok().and_then(|text| text.trim().parse().ok())
+        };
+        [
+            ("cpu_micros", self.read_number("cpu.stat", "usage_usec")),
+            ("memory_peak_bytes", single("memory.peak")),
+            ("pids_peak", single("pids.peak")),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect()
+    }
+
+    /// Removes it and what the container has made below it; nothing runs in it any more.
+    pub fn remove(self) -> Result<(), CgroupError> {
+        remove_tree(&self.path)
+    }
+
+    fn read_number(&self, file: &str, key: &str) -> Option<u64> {
+        number_of(&std::fs::read_to_string(self.path.join(file)).ok()?, key)
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.path.join(file);
+        std::fs::write(&path, value).map_err(|e| file_error("write", &path, e))
+    }
+}
+
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// The number behind a key in a flat-keyed file.
+fn number_of(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+fn subdirectories(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// How often, and how long apart, a cgroup whose last process is still on its way out is tried again.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+fn remove_tree(path: &Path) -> Result<(), CgroupError> {
+    for below in subdirectories(path) {
+        remove_tree(&below)?;
+    }
+    for _ in 0..BUSY_TRIES {
+        match std::fs::remove_dir(path) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_PAUSE),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            done => return done.map_err(|e| file_error("remove", path, e)),
+        }
+    }
+    Err(file_error("remove", path, io::ErrorKind::ResourceBusy.into()))
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| file_error("open", path, e.into()))
+}
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> CgroupError {
+    CgroupError::File { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_found_by_its_whole_key() {
+        let events = "low 0\noom 4\noom_kill 3\noom_group_kill 1\n";
+        assert_eq!(number_of(events, "oom_kill"), Some(3));
+        assert_eq!(number_of(events, "oom_"), None);
+        assert_eq!(number_of("populated 0\nfrozen 0\n", "populated"), Some(0));
+        assert_eq!(number_of("oom_kill many\n", "oom_kill"), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! The first process of a container, from its clone to its program.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use rustix::fs::Mode;
+use sandbox_protocol::Create;
+
+use super::beneath::{Kind, Root};
+use super::mounts::{self, Surroundings};
+use super::namespaces::Namespaces;
+use super::setup::SetupError;
+use super::terminal::Terminal;
+use super::workload::{self, Workload};
+use super::{channel, devices, hidden, network, rootfs, sysctl};
+use crate::stdio::ChildStdio;
+
+/// Sets the container up and executes its program, or says why not and ends.
+pub fn run(
+    create: &Create,
+    namespaces: Namespaces,
+    cgroup: &Path,
+    channel: &OwnedFd,
+    stdio: &ChildStdio,
+) -> ! {
+    let error = match set_up(create, namespaces, cgroup) {
+        Ok(workload) => workload.run(channel, stdio),
+        Err(e) => e,
+    };
+    channel::give_up(channel, error.failure());
+    // SAFETY: it ends this process at once, without running what belongs to the agent that it is a copy of.
+    unsafe { libc::_exit(1) }
+}
+
+fn set_up<'a>(create: &'a Create, namespaces: Namespaces, cgroup: &Path) -> Result<Workload<'a>, SetupError> {
+    let spec = &create.spec;
+    let process = spec.process().as_ref().ok_or(SetupError::NoProcess)?;
+    begin_session()?;
+    workload::set_oom_score(process)?;
+    name(spec, namespaces)?;
+    let root = rootfs::assemble(spec, create.root)?;
+    let terminal = fill(spec, process, &root, namespaces, cgroup)?;
+    rootfs::enter(spec, &root)?;
+    Ok(Workload {
+        process,
+        seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()),
+        user: create.user.as_deref(),
+        terminal,
+    })
+}
+
+/// A session of its own, with nothing of the agent's signals; modes are as they are asked for.
+pub fn begin_session() -> Result<(), SetupError> {
+    workload::reset_signals()?;
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().map(drop).map_err(SetupError::step("begin a session"))
+}
+
+/// What the container's namespaces say: its names, its network, its kernel settings.
+fn name(spec: &Spec, namespaces: Namespaces) -> Result<(), SetupError> {
+    if namespaces.has(LinuxNamespaceType::Cgroup) {
+        // SAFETY: this process has one thread and shares no file descriptors with any other.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
+            .map_err(SetupError::step("make a cgroup namespace"))?;
+    }
+    if let Some(hostname) = spec.hostname().as_ref().filter(|name| !name.is_empty()) {
+        rustix::system::sethostname(hostname.as_bytes())
+            .map_err(SetupError::step(format!("set the host name to {hostname:?}")))?;
+    }
+    if let Some(domain) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
+        rustix::system::setdomainname(domain.as_bytes())
+            .map_err(SetupError::step(format!("set the domain name to {domain:?}")))?;
+    }
+    if namespaces.has(LinuxNamespaceType::Network) {
+        network::loopback_up().map_err(SetupError::step("bring the loopback interface up"))?;
+    }
+    if let Some(settings) = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) {
+        sysctl::write(settings)?;
+    }
+    Ok(())
+}
+
+/// Everything inside the root.
+fn fill(
+    spec: &Spec,
+    process: &Process,
+    root: &Root,
+    namespaces: Namespaces,
+    cgroup: &Path,
+) -> Result<Option<Terminal>, SetupError> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let around = Surroundings { cgroup: (!namespaces.has(LinuxNamespaceType::Cgroup)).then_some(cgroup) };
+    mounts::carry_out(mounts, root, around)?;
+    devices::populate(spec, root)?;
+    let terminal = match process.terminal() {
+        Some(true) => Some(Terminal::open(root, process)?),
+        _ => None,
+    };
+    if let Some(terminal) = &terminal {
+        devices::show_console(root, &terminal.slave)?;
+    }
+    root.make(process.cwd(), Kind::Directory)?;
+    mounts::finish(mounts, root)?;
+    if let Some(linux) = spec.linux() {
+        hidden::hide(linux, root)?;
+    }
+    Ok(terminal)
+}

@@ -1,0 +1,65 @@
+//! One more process of a running container, from its clone to its program.
+//!
+//! It is born into the container's cgroup and pid namespace and joins the others by the first process's pidfd.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::ThreadNameSpaceType;
+
+use super::beneath::Root;
+use super::channel;
+use super::init::begin_session;
+use super::namespaces::Namespaces;
+use super::setup::SetupError;
+use super::terminal::Terminal;
+use super::workload::{self, Workload};
+use crate::stdio::ChildStdio;
+
+/// Joins the container and executes the program, or says why not and ends.
+pub fn run(
+    spec: &Spec,
+    process: &Process,
+    namespaces: Namespaces,
+    init: &OwnedFd,
+    channel: &OwnedFd,
+    stdio: &ChildStdio,
+) -> ! {
+    let error = match set_up(spec, process, namespaces, init) {
+        Ok(workload) => workload.run(channel, stdio),
+        Err(e) => e,
+    };
+    channel::give_up(channel, error.failure());
+    // SAFETY: it ends this process at once, without running what belongs to the agent that it is a copy of.
+    unsafe { libc::_exit(1) }
+}
+
+fn set_up<'a>(
+    spec: &'a Spec,
+    process: &'a Process,
+    namespaces: Namespaces,
+    init: &OwnedFd,
+) -> Result<Workload<'a>, SetupError> {
+    begin_session()?;
+    workload::set_oom_score(process)?;
+    let kinds = ThreadNameSpaceType::from_bits_retain(namespaces.join_flags() as u32);
+    rustix::thread::move_into_thread_name_spaces(init.as_fd(), kinds)
+        .map_err(SetupError::step("join the container's namespaces"))?;
+    let terminal = match process.terminal() {
+        Some(true) => Some(Terminal::open(&own_root()?, process)?),
+        _ => None,
+    };
+    Ok(Workload {
+        process,
+        seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()),
+        user: None,
+        terminal,
+    })
+}
+
+fn own_root() -> Result<Root, SetupError> {
+    rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map(Root::new)
+        .map_err(SetupError::step("open the container's root"))
+}

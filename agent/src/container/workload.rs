@@ -1,0 +1,216 @@
+//! The last steps of every process, first of its container or not: from the agent's rights to its own.
+//!
+//! The order is runc's. The root is the container's already.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use libseccomp::ScmpFilterContext;
+use oci_spec::runtime::{LinuxSeccomp, Process};
+use rustix::fs::{FileType, Mode, Uid, fchown, fstat};
+use rustix::thread::Gid;
+
+use super::capabilities::Sets;
+use super::channel;
+use super::command::{self, CommandError, Strings};
+use super::setup::SetupError;
+use super::terminal::Terminal;
+use super::user::{Accounts, User};
+use super::{rlimits, seccomp};
+use crate::stdio::ChildStdio;
+
+/// The mode that files are made without where the configuration has none.
+const DEFAULT_UMASK: u32 = 0o022;
+
+/// A process that is about to execute its program.
+#[derive(Debug)]
+pub struct Workload<'a> {
+    /// Its configuration.
+    pub process: &'a Process,
+    /// The system call filter of its container.
+    pub seccomp: Option<&'a LinuxSeccomp>,
+    /// A user to look up in the container, instead of the configured one.
+    pub user: Option<&'a str>,
+    /// Its terminal.
+    pub terminal: Option<Terminal>,
+}
+
+impl Workload<'_> {
+    /// Takes the streams, the user and the rights of the workload, waits for the word, and executes it.
+    ///
+    /// It returns only where something fails.
+    pub fn run(self, channel: &OwnedFd, stdio: &ChildStdio) -> SetupError {
+        match self.prepare(stdio) {
+            Ok(ready) => ready.execute(channel, self.terminal.as_ref()),
+            Err(e) => e,
+        }
+    }
+
+    fn prepare(&self, stdio: &ChildStdio) -> Result<Ready, SetupError> {
+        let user = self.user()?;
+        self.take_streams(stdio, &user)?;
+        rlimits::set(self.process.rlimits().as_deref().unwrap_or_default())?;
+        let filter = self.seccomp.map(seccomp::compile).transpose()?;
+        let filter = self.restrict(filter)?;
+        self.become_user(&user)?;
+        self.ready(&user, filter)
+    }
+
+    fn user(&self) -> Result<User, SetupError> {
+        let accounts = Accounts::read();
+        let configured = self.process.user();
+        let Some(name) = self.user else { return Ok(accounts.by_number(configured)) };
+        let mut user = accounts.by_name(name)?;
+        for group in configured.additional_gids().iter().flatten() {
+            if !user.groups.contains(group) {
+                user.groups.push(*group);
+            }
+        }
+        Ok(user)
+    }
+
+    /// The user must be able to open its own streams again, by way of `/dev/stdout` for one.
+    fn take_streams(&self, stdio: &ChildStdio, user: &User) -> Result<(), SetupError> {
+        if let Some(terminal) = &self.terminal {
+            terminal.take()?;
+        }
+        let step = || SetupError::step::<rustix::io::Errno>("take the standard streams");
+        if let ChildStdio::Files([stdin, stdout, stderr]) = stdio {
+            rustix::stdio::dup2_stdin(stdin).map_err(step())?;
+            rustix::stdio::dup2_stdout(stdout).map_err(step())?;
+            rustix::stdio::dup2_stderr(stderr).map_err(step())?;
+        }
+        for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+            give(stream, user.uid).map_err(step())?;
+        }
+        Ok(())
+    }
+
+    /// Without `no_new_privs` a filter can be loaded only by the privileged, so that is done now; with it, it
+    /// waits for the last moment, so that the filter need not allow what happens until then.
+    fn restrict(&self, filter: Option<ScmpFilterContext>) -> Result<Option<ScmpFilterContext>, SetupError> {
+        if self.process.no_new_privileges().unwrap_or(false) {
+            rustix::thread::set_no_new_privs(true).map_err(SetupError::step("set no_new_privs"))?;
+            return Ok(filter);
+        }
+        if let Some(filter) = filter {
+            seccomp::load(&filter)?;
+        }
+        Ok(None)
+    }
+
+    fn become_user(&self, user: &User) -> Result<(), SetupError> {
+        let capabilities = Sets::of(self.process.capabilities().as_ref());
+        capabilities.before_user()?;
+        let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        rustix::thread::set_thread_groups(&groups).map_err(SetupError::step("set the additional groups"))?;
+        let gid = Gid::from_raw(user.gid);
+        rustix::thread::set_thread_res_gid(gid, gid, gid)
+            .map_err(SetupError::step(format!("become group {}", user.gid)))?;
+        // A directory may be open to the agent and closed to the user, or the other way about.
+        let early = self.change_directory();
+        let uid = Uid::from_raw(user.uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid)
+            .map_err(SetupError::step(format!("become user {}", user.uid)))?;
+        if early.is_err() {
+            let directory = self.process.cwd().display();
+            self.change_directory()
+                .map_err(SetupError::step(format!("change to process.cwd, {directory}")))?;
+        }
+        capabilities.after_user()?;
+        let umask = self.process.user().umask().unwrap_or(DEFAULT_UMASK);
+        rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
+        Ok(())
+    }
+
+    /// Changes to the working directory, which must be inside the root.
+    fn change_directory(&self) -> rustix::io::Result<()> {
+        rustix::process::chdir(self.process.cwd())?;
+        rustix::process::getcwd(Vec::new()).map(drop)
+    }
+
+    fn ready(&self, user: &User, filter: Option<ScmpFilterContext>) -> Result<Ready, SetupError> {
+        let arguments = self.process.args().as_deref().unwrap_or_default();
+        let command = arguments.first().ok_or(CommandError::Empty)?;
+        let mut environment = self.process.env().clone().unwrap_or_default();
+        if variable(&environment, "HOME").is_none_or(str::is_empty) {
+            environment.retain(|line| !line.starts_with("HOME="));
+            environment.push(format!("HOME={}", user.home));
+        }
+        Ok(Ready {
+            path: command::find(command, variable(&environment, "PATH"))?,
+            arguments: Strings::new(arguments, "process.args")?,
+            environment: Strings::new(&environment, "process.env")?,
+            filter,
+        })
+    }
+}
+
+/// What is left to do.
+struct Ready {
+    path: PathBuf,
+    arguments: Strings,
+    environment: Strings,
+    filter: Option<ScmpFilterContext>,
+}
+
+impl Ready {
+    fn execute(self, channel: &OwnedFd, terminal: Option<&Terminal>) -> SetupError {
+        let master = terminal.map(|terminal| terminal.master.as_raw_fd());
+        if let Err(e) = channel::ready_and_wait(channel, master) {
+            return SetupError::step::<std::io::Error>("wait for the start")(e);
+        }
+        if let Some(filter) = &self.filter
+            && let Err(e) = seccomp::load(filter)
+        {
+            return e.into();
+        }
+        command::execute(&self.path, &self.arguments, &self.environment).into()
+    }
+}
+
+/// Gives a stream to the user; devices such as `/dev/null` belong to all.
+fn give(stream: BorrowedFd<'_>, uid: u32) -> rustix::io::Result<()> {
+    let stat = fstat(stream)?;
+    let null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && rustix::fs::major(stat.st_rdev) == 1;
+    if null || stat.st_uid == uid {
+        return Ok(());
+    }
+    fchown(stream.as_fd(), Some(Uid::from_raw(uid)), None)
+}
+
+/// The last value of a variable.
+fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
+    environment.iter().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Sets how willingly the kernel kills this process when memory runs out; this process's `/proc` must still be
+/// the guest's.
+pub fn set_oom_score(process: &Process) -> Result<(), SetupError> {
+    let Some(score) = process.oom_score_adj() else { return Ok(()) };
+    std::fs::write(Path::new("/proc/self/oom_score_adj"), score.to_string())
+        .map_err(SetupError::step(format!("set process.oomScoreAdj to {score}")))
+}
+
+/// Leaves behind what the agent has changed of a process's signals.
+pub fn reset_signals() -> Result<(), SetupError> {
+    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        .map_err(SetupError::step("unblock signals"))?;
+    // SAFETY: no handler is installed, the default is put back.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(SetupError::step("reset SIGPIPE"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let environment = ["PATH=/a".to_owned(), "PATHS=/c".to_owned(), "PATH=/b".to_owned()];
+        assert_eq!(variable(&environment, "PATH"), Some("/b"));
+        assert_eq!(variable(&environment, "HOME"), None);
+    }
+}

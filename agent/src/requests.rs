@@ -1,0 +1,250 @@
+//! What the host asks for, carried out.
+//!
+//! A request is answered at once, except for those that wait for a process: their answer is given in
+//! [`crate::lifecycle`].
+
+use std::path::Path;
+
+use rustix::termios::Winsize;
+use sandbox_protocol::{Call, Create, Exec, Failure, FailureKind, Outcome, Request};
+
+use crate::configure::configure;
+use crate::container::cgroup::Cgroup;
+use crate::container::{self, Container, Spawned};
+use crate::process::{Process, Role, Stage};
+use crate::serve::{Agent, Flow, ServeError};
+use crate::stdio::{self, AgentStdio, Owner};
+
+/// The most containers of a guest.
+const MAX_CONTAINERS: usize = 256;
+
+/// The most processes that the agent itself has started and that have not ended.
+const MAX_PROCESSES: usize = 1024;
+
+/// The longest id of a container or a process, that of a file name.
+const MAX_ID_BYTES: usize = 255;
+
+impl Agent {
+    /// Carries a request out.
+    pub(crate) fn carry_out(&mut self, request: Request) -> Result<Flow, ServeError> {
+        let id = request.id;
+        let result = match request.call {
+            Call::Configure(wanted) => configure(&wanted).map_err(other),
+            Call::Create(create) => match self.create(id, &create) {
+                Ok(()) => return Ok(Flow::Continue),
+                Err(failure) => Err(failure),
+            },
+            Call::Exec(exec) => match self.exec(id, &exec) {
+                Ok(()) => return Ok(Flow::Continue),
+                Err(failure) => Err(failure),
+            },
+            Call::Start { container } => match self.start(id, &container) {
+                Ok(()) => return Ok(Flow::Continue),
+                Err(failure) => Err(failure),
+            },
+            Call::Signal { container, process, signal, all } => {
+                self.signal(&container, &process, signal, all)
+            }
+            Call::Resize { container, process, width, height } => {
+                self.resize(&container, &process, width, height)
+            }
+            Call::Delete { container } => self.delete(&container),
+            Call::PowerOff => return Ok(Flow::PowerOff),
+        };
+        let outcome = match result {
+            Ok(()) => Outcome::Done,
+            Err(failure) => Outcome::Failed(failure),
+        };
+        self.reply(id, outcome)?;
+        Ok(Flow::Continue)
+    }
+
+    fn create(&mut self, request: u64, create: &Create) -> Result<(), Failure> {
+        check_id(&create.container)?;
+        if self.containers.contains_key(&create.container) {
+            return Err(other(format!("the container {:?} exists already", create.container)));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(other(format!("the guest has {MAX_CONTAINERS} containers, which is its limit")));
+        }
+        self.check_process_count()?;
+        container::check(&create.spec).map_err(other)?;
+        let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
+        let owner = Owner { container: &create.container, process: "" };
+        let terminal = process.terminal().unwrap_or(false);
+        let (child, agent) = stdio::prepare(&self.dialer, owner, terminal, create.streams).map_err(other)?;
+        let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
+        let spawned = container::spawn_init(create, &cgroup, child).map_err(other)?;
+        let serial = self.adopt(Owner { ..owner }, Role::Init, request, spawned, agent, 0)?;
+        self.containers.insert(create.container.clone(), Container::new(create.spec.clone(), cgroup, serial));
+        Ok(())
+    }
+
+    fn exec(&mut self, request: u64, exec: &Exec) -> Result<(), Failure> {
+        check_id(&exec.process)?;
+        self.check_process_count()?;
+        if self.find(&exec.container, &exec.process).is_some() {
+            return Err(other(format!(
+                "the container {:?} has a process {:?} already",
+                exec.container, exec.process
+            )));
+        }
+        let container = self.container(&exec.container)?;
+        let init = self
+            .processes
+            .get(&container.init)
+            .filter(|init| init.stage == Stage::Running)
+            .ok_or_else(|| not_found(format!("the container {:?} is not running", exec.container)))?;
+        let owner = Owner { container: &exec.container, process: &exec.process };
+        let terminal = exec.spec.terminal().unwrap_or(false);
+        let (child, agent) = stdio::prepare(&self.dialer, owner, terminal, exec.streams).map_err(other)?;
+        let spawned = container::spawn_exec(container, init, &exec.spec, child).map_err(other)?;
+        let oom_kills = container.cgroup.oom_kills();
+        self.adopt(owner, Role::Exec, request, spawned, agent, oom_kills)?;
+        Ok(())
+    }
+
+    /// Takes a process that was just started into the books.
+    fn adopt(
+        &mut self,
+        owner: Owner<'_>,
+        role: Role,
+        request: u64,
+        spawned: Spawned,
+        stdio: AgentStdio,
+        oom_kills_before: u64,
+    ) -> Result<u64, Failure> {
+        let serial = self.number();
+        self.watch_channel(serial, &spawned.channel).map_err(other)?;
+        self.processes.insert(
+            serial,
+            Process {
+                container: owner.container.to_owned(),
+                id: owner.process.to_owned(),
+                role,
+                pid: spawned.pid,
+                pidfd: spawned.pidfd,
+                channel: Some(spawned.channel),
+                stage: Stage::SettingUp { request },
+                stdio: Some(stdio),
+                terminal: None,
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+                failure: None,
+                oom_kills_before,
+            },
+        );
+        Ok(serial)
+    }
+
+    fn start(&mut self, request: u64, container: &str) -> Result<(), Failure> {
+        let serial = self.container(container)?.init;
+        match self.processes.get_mut(&serial) {
+            Some(process) if process.stage == Stage::Created => {
+                process.stage = Stage::Starting { request };
+                container::let_go(process.channel.as_ref()).map_err(other)
+            }
+            Some(_) => Err(other(format!("the container {container:?} has been started already"))),
+            None => Err(other(format!("the container {container:?} has stopped"))),
+        }
+    }
+
+    fn signal(&self, container: &str, process: &str, signal: i32, all: bool) -> Result<(), Failure> {
+        let found = self.container(container)?;
+        if all {
+            return found.cgroup.signal_all(signal).map_err(other);
+        }
+        let process = self.find(container, process).filter(|p| !p.has_ended()).ok_or_else(|| {
+            not_found(format!("the container {container:?} has no process {process:?} that runs"))
+        })?;
+        container::signal(&process.pidfd, signal).map_err(other)
+    }
+
+    fn resize(&self, container: &str, process: &str, width: u16, height: u16) -> Result<(), Failure> {
+        self.container(container)?;
+        let terminal = self
+            .find(container, process)
+            .and_then(|p| p.terminal.as_ref())
+            .ok_or_else(|| not_found(format!("the process {process:?} of {container:?} has no terminal")))?;
+        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size)
+            .map_err(|e| other(format!("cannot set the size of the terminal of {container:?}: {e}")))
+    }
+
+    fn delete(&mut self, id: &str) -> Result<(), Failure> {
+        self.container(id)?;
+        if self.processes.values().any(|p| p.container == id) {
+            return Err(other(format!("the container {id:?} is not stopped: kill it first")));
+        }
+        let Some(container) = self.containers.remove(id) else { return Ok(()) };
+        container.cgroup.remove().map_err(other)
+    }
+
+    fn container(&self, id: &str) -> Result<&Container, Failure> {
+        self.containers.get(id).ok_or_else(|| not_found(format!("there is no container {id:?}")))
+    }
+
+    fn find(&self, container: &str, id: &str) -> Option<&Process> {
+        self.processes.values().find(|p| p.container == container && p.id == id)
+    }
+
+    fn check_process_count(&self) -> Result<(), Failure> {
+        if self.processes.len() < MAX_PROCESSES {
+            return Ok(());
+        }
+        Err(other(format!("the agent carries {MAX_PROCESSES} processes, which is its limit")))
+    }
+}
+
+/// An id becomes the name of a cgroup, so it must be a plain name.
+fn check_id(id: &str) -> Result<(), Failure> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
+    let valid = (1..=MAX_ID_BYTES).contains(&id.len())
+        && id.bytes().all(plain)
+        && Path::new(id).file_name().is_some_and(|name| name == id);
+    if valid { Ok(()) } else { Err(other(format!("{id:?} is not an id"))) }
+}
+
+/// A failure of no special kind.
+pub(crate) fn other(why: impl ToString) -> Failure {
+    failure(FailureKind::Other, why)
+}
+
+fn not_found(why: impl ToString) -> Failure {
+    failure(FailureKind::NotFound, why)
+}
+
+/// The most bytes of a failure's message; what is quoted in it may come from a container.
+const MAX_MESSAGE_BYTES: usize = 8 << 10;
+
+/// A failure whose message is of bounded length.
+pub(crate) fn failure(kind: FailureKind, why: impl ToString) -> Failure {
+    let mut message = why.to_string();
+    let end = (0..=MAX_MESSAGE_BYTES).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+    if message.len() > end {
+        message.truncate(end);
+    }
+    Failure { kind, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_are_ids() {
+        for good in ["a", "web-1.2_x+y", &"x".repeat(255)] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "é", &"x".repeat(256)] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_cut_at_a_character() {
+        let cut = other("é".repeat(MAX_MESSAGE_BYTES)).message;
+        assert!(cut.len() <= MAX_MESSAGE_BYTES && cut.chars().all(|c| c == 'é'));
+        assert_eq!(other("short").message, "short");
+    }
+}

@@ -1,0 +1,247 @@
+//! The loop: one thread that waits for everything at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use sandbox_protocol::{FromAgent, Outcome, Reply};
+
+use crate::container::Container;
+use crate::container::cgroup::Cgroup;
+use crate::control::{Control, ControlError};
+use crate::dial::Dialer;
+use crate::process::{Process, Serial};
+use crate::reaper;
+use crate::stream::{BUFFER_BYTES, Progress, Pump};
+
+/// The most events taken from the kernel at once.
+const EVENTS: usize = 64;
+
+/// Tokens: a kind in the top byte, a number in the rest.
+const KIND_SHIFT: u32 = 56;
+const CONTROL: u64 = 0;
+const CHILDREN: u64 = 1;
+const CHANNEL: u64 = 2;
+const PUMP: u64 = 3;
+const CGROUP: u64 = 4;
+
+/// Why the loop ended, which ends the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The control connection is of no more use.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The kernel refused what the loop needs.
+    #[error("cannot {step}: {source}")]
+    Kernel {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl ServeError {
+    fn kernel(step: &'static str) -> impl Fn(Errno) -> Self {
+        move |e| Self::Kernel { step, source: e.into() }
+    }
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Flow {
+    /// It does.
+    Continue,
+    /// The host asked for the power-off.
+    PowerOff,
+}
+
+/// All that the agent knows.
+pub struct Agent {
+    pub(crate) control: Control,
+    pub(crate) dialer: Dialer,
+    pub(crate) containers: BTreeMap<String, Container>,
+    pub(crate) processes: BTreeMap<Serial, Process>,
+    epoll: OwnedFd,
+    children: SignalFd,
+    pumps: BTreeMap<u64, Pump>,
+    ready: BTreeSet<u64>,
+    next_number: u64,
+    buffer: Vec<u8>,
+}
+
+impl Agent {
+    /// Prepares the loop: from here on, children that end are seen.
+    pub fn new(control: Control, dialer: Dialer) -> Result<Self, ServeError> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(ServeError::kernel("make an epoll"))?;
+        let children = watch_children()?;
+        let both = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let token = |kind: u64| EventData::new_u64(kind << KIND_SHIFT);
+        epoll::add(&epoll, &control, token(CONTROL), both)
+            .and_then(|()| epoll::add(&epoll, children.as_fd(), token(CHILDREN), EventFlags::IN))
+            .map_err(ServeError::kernel("register with epoll"))?;
+        Ok(Self {
+            control,
+            dialer,
+            containers: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            epoll,
+            children,
+            pumps: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            next_number: 0,
+            buffer: vec![0; BUFFER_BYTES],
+        })
+    }
+
+    /// Serves the host until it asks for the power-off.
+    pub fn serve(mut self) -> Result<(), ServeError> {
+        loop {
+            for (token, flags) in self.wait()? {
+                if self.dispatch(token, flags)? == Flow::PowerOff {
+                    return Ok(());
+                }
+            }
+            for number in std::mem::take(&mut self.ready) {
+                self.run_pump(number)?;
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<Vec<(u64, EventFlags)>, ServeError> {
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = (!self.ready.is_empty()).then_some(&at_once);
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
+            Ok(_) | Err(Errno::INTR) => Ok(events.iter().map(|e| (e.data.u64(), e.flags)).collect()),
+            Err(e) => Err(ServeError::kernel("wait for events")(e)),
+        }
+    }
+
+    fn dispatch(&mut self, token: u64, flags: EventFlags) -> Result<Flow, ServeError> {
+        let number = token & ((1 << KIND_SHIFT) - 1);
+        match token >> KIND_SHIFT {
+            CONTROL => return self.serve_control(flags),
+            CHILDREN => self.reap()?,
+            CHANNEL => self.hear(number)?,
+            CGROUP => self.settle()?,
+            _ => {
+                if let Some(pump) = self.pumps.get_mut(&(number / 2)) {
+                    pump.note(number, flags);
+                }
+                self.run_pump(number / 2)?;
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn serve_control(&mut self, flags: EventFlags) -> Result<Flow, ServeError> {
+        if flags.contains(EventFlags::OUT) {
+            self.control.flush()?;
+        }
+        if !flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
+            return Ok(Flow::Continue);
+        }
+        for request in self.control.receive()? {
+            if self.carry_out(request)? == Flow::PowerOff {
+                return Ok(Flow::PowerOff);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn reap(&mut self) -> Result<(), ServeError> {
+        while let Ok(Some(_)) = self.children.read_signal() {}
+        for (pid, status) in reaper::reap() {
+            self.ended(pid, status)?;
+        }
+        self.settle()
+    }
+
+    /// Answers a request.
+    pub(crate) fn reply(&mut self, id: u64, outcome: Outcome) -> Result<(), ServeError> {
+        Ok(self.control.send(&FromAgent::Reply(Reply { id, outcome }))?)
+    }
+
+    /// A number that was never given out.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// Hears a process on its channel from now on.
+    pub(crate) fn watch_channel(&self, serial: Serial, channel: &OwnedFd) -> Result<(), ServeError> {
+        let token = EventData::new_u64(CHANNEL << KIND_SHIFT | serial);
+        epoll::add(&self.epoll, channel, token, EventFlags::IN | EventFlags::RDHUP)
+            .map_err(ServeError::kernel("register a process's channel"))
+    }
+
+    /// Hears it no more.
+    pub(crate) fn close_channel(&self, channel: OwnedFd) {
+        let _ = epoll::delete(&self.epoll, &channel);
+    }
+
+    /// Sees the last process of a cgroup end, even one that is no child of the agent's.
+    pub(crate) fn watch_cgroup(&self, cgroup: &Cgroup) -> Result<(), ServeError> {
+        let token = EventData::new_u64(CGROUP << KIND_SHIFT);
+        epoll::add(&self.epoll, cgroup.events(), token, EventFlags::PRI | EventFlags::ET)
+            .map_err(ServeError::kernel("register a cgroup's events"))
+    }
+
+    /// Carries a stream from now on.
+    pub(crate) fn start_pump(&mut self, pump: Pump) -> Result<u64, ServeError> {
+        let number = self.number();
+        pump.register(&self.epoll, PUMP << (KIND_SHIFT - 1) | number)
+            .map_err(ServeError::kernel("register a stream"))?;
+        self.pumps.insert(number, pump);
+        Ok(number)
+    }
+
+    /// Lets a stream end with what its writer, who is gone, has left.
+    pub(crate) fn end_when_dry(&mut self, number: u64) {
+        if let Some(pump) = self.pumps.get_mut(&number) {
+            pump.end_when_dry();
+            self.ready.insert(number);
+        }
+    }
+
+    /// Closes a stream.
+    pub(crate) fn stop_pump(&mut self, number: u64) {
+        if let Some(pump) = self.pumps.remove(&number) {
+            pump.unregister(&self.epoll);
+        }
+    }
+
+    fn run_pump(&mut self, number: u64) -> Result<(), ServeError> {
+        let Some(pump) = self.pumps.get_mut(&number) else { return Ok(()) };
+        match pump.run(&mut self.buffer) {
+            Progress::Waiting => Ok(()),
+            Progress::Ready => {
+                self.ready.insert(number);
+                Ok(())
+            }
+            Progress::Done | Progress::Broken => {
+                self.stop_pump(number);
+                self.stream_ended(number)
+            }
+        }
+    }
+}
+
+/// Blocks the signal that tells of children and has it read from a descriptor instead; ignores the one that a
+/// write to a closed pipe would raise.
+fn watch_children() -> Result<SignalFd, ServeError> {
+    let kernel = |step| move |e: nix::Error| ServeError::Kernel { step, source: e.into() };
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(kernel("block SIGCHLD"))?;
+    // SAFETY: no handler is installed, the signal is only ignored.
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) }
+        .map_err(kernel("ignore SIGPIPE"))?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(kernel("make a descriptor for SIGCHLD"))
+}
