@@ -1,7 +1,22 @@
 //! The virtual machine monitor.
 
+pub mod boot;
+pub mod bus;
 pub mod config;
+pub mod control;
+pub mod devices;
+pub mod events;
 pub mod fs;
+pub mod jail;
+pub mod kvm;
+pub mod legacy;
 pub mod machine;
+pub mod memory;
+pub mod panic_log;
+pub mod probe;
+pub mod process;
+pub mod qemu;
+pub mod session;
 pub mod timeline;
 pub mod virtio;
+pub mod vsock;

@@ -144,6 +144,16 @@ pub fn wants_signal(queue: &mut Queue, memory: &GuestMemory, limits: &Limits) ->
     Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
+/// Asks the driver to notify the queue from now on; says whether it has offered more in the meantime, for
+/// which no notification comes.
+pub fn enable_notification(
+    queue: &mut Queue,
+    memory: &GuestMemory,
+    limits: &Limits,
+) -> Result<bool, BrokenRing> {
+    queue.enable_notification(memory).map_err(|error| limits.broken(error.to_string()))
+}
+
 /// Serves every chain that a queue has to a device, with notifications held off meanwhile, and says whether
 /// the driver is owed an interrupt.
 ///

@@ -54,6 +54,11 @@ impl<'m> Buffers<'m> {
         self.bytes == 0
     }
 
+    /// The buffers that are left, one by one.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice<'m>> {
+        self.slices.iter()
+    }
+
     /// Copies the next bytes out.
     pub fn read(&mut self, data: &mut [u8]) -> Result<(), TooShort> {
         self.check(data.len())?;
@@ -121,6 +126,17 @@ impl<'m> Buffers<'m> {
         .inspect(|&count| self.written(count))
     }
 
+    /// Reads from a stream into the buffers and, what does not fit them, into `rest`, in one call; consumes
+    /// what was filled. Of more than 1,023 buffers, those after them are left out.
+    pub fn read_from_and(&mut self, file: BorrowedFd<'_>, rest: &mut [u8]) -> io::Result<usize> {
+        let rest = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+        // SAFETY: as in `read_from`; the last vector describes `rest`, which is borrowed for writing.
+        self.system_call_and(Some(rest), |iovecs| unsafe {
+            libc::readv(file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int)
+        })
+        .inspect(|&count| self.written(count))
+    }
+
     /// Reads from a place in a file.
     pub fn read_from_at(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -182,10 +198,20 @@ impl<'m> Buffers<'m> {
     }
 
     fn system_call(&self, call: impl Fn(&[libc::iovec]) -> isize) -> io::Result<usize> {
-        let guards: Vec<_> = self.slices.iter().take(MAX_IOVECS).map(|slice| slice.ptr_guard_mut()).collect();
+        self.system_call_and(None, call)
+    }
+
+    fn system_call_and(
+        &self,
+        last: Option<libc::iovec>,
+        call: impl Fn(&[libc::iovec]) -> isize,
+    ) -> io::Result<usize> {
+        let own = MAX_IOVECS - usize::from(last.is_some());
+        let guards: Vec<_> = self.slices.iter().take(own).map(|slice| slice.ptr_guard_mut()).collect();
         let iovecs: Vec<libc::iovec> = guards
             .iter()
             .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })
+            .chain(last)
             .collect();
         loop {
             match usize::try_from(call(&iovecs)) {

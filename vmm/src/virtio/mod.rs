@@ -6,7 +6,11 @@
 //! resets it, and the guest is told so (virtio 1.2, 2.1.2 `DEVICE_NEEDS_RESET`) where the transport can.
 
 pub mod chain;
+pub mod event_loop;
 pub mod io;
+pub mod mmio;
+pub mod registers;
+pub mod rng;
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
@@ -32,7 +36,7 @@ impl Signals {
 
     /// Adds all of another set.
     pub fn merge(&mut self, other: Self) {
-        self.0 |= other.0;
+        *self |= other;
     }
 
     /// Whether a queue is among them.
@@ -43,6 +47,12 @@ impl Signals {
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+}
+
+impl std::ops::BitOrAssign for Signals {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
     }
 }
 

@@ -1,0 +1,99 @@
+//! The kernel and the initramfs.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use linux_loader::loader::elf::{Elf, Error as ElfError, PvhBootCapability};
+use linux_loader::loader::{Error as LoaderError, KernelLoader as _};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{BootError, GuestFile};
+use crate::memory::{EXTENDED_START, Extent, Layout};
+use crate::virtio::GuestMemory;
+
+const MIB: u64 = 1 << 20;
+
+/// What a kernel and its agent need besides the kernel's and the image's own bytes: the image unpacked, the
+/// kernel's tables, a few processes.
+const WORKING_BYTES: u64 = 24 * MIB;
+
+/// The first bytes of a cpio archive in the format of an initramfs, and of the usual compressions.
+const CPIO_MAGIC: &[u8] = b"070701";
+
+/// A kernel in memory.
+pub struct Loaded {
+    /// Its PVH entry.
+    pub entry: GuestAddress,
+    /// The first address after it.
+    pub end: u64,
+}
+
+/// Loads a kernel to the addresses that it says.
+pub fn load_kernel(memory: &GuestMemory, layout: Layout, kernel: &mut GuestFile) -> Result<Loaded, BootError> {
+    let path = kernel.path.clone();
+    let memory_mib = layout.panic_log().end() / MIB;
+    let loaded = Elf::load(memory, None, &mut kernel.file, Some(GuestAddress(EXTENDED_START)));
+    let loaded = loaded.map_err(|error| match error {
+        LoaderError::Elf(ElfError::ReadKernelImage) => BootError::LoadKernel {
+            path: path.clone(),
+            memory_mib,
+            why: "a segment is cut off, or does not fit into the memory".to_owned(),
+        },
+        error => BootError::NotAKernel { path: path.clone(), why: error.to_string() },
+    })?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(BootError::NoPvhEntry(path));
+    };
+    if loaded.kernel_end > layout.panic_log().start {
+        let why = format!("it ends at {} MiB", loaded.kernel_end / MIB);
+        return Err(BootError::LoadKernel { path, memory_mib, why });
+    }
+    Ok(Loaded { entry, end: loaded.kernel_end })
+}
+
+/// Loads the initramfs to the upper end of low memory.
+pub fn load_image(
+    memory: &GuestMemory,
+    layout: Layout,
+    image: &mut GuestFile,
+    kernel_end: u64,
+) -> Result<Extent, BootError> {
+    let bytes = check_image(image)?;
+    let top = layout.panic_log().start;
+    let start = top.checked_sub(bytes).map(|start| start & !0xfff);
+    let needed = kernel_end + 2 * bytes + WORKING_BYTES;
+    let Some(start) = start.filter(|_| needed <= top) else {
+        return Err(BootError::TooLittleMemory {
+            memory_mib: layout.panic_log().end().div_ceil(MIB),
+            kernel_end_mib: kernel_end.div_ceil(MIB),
+            image_mib: bytes.div_ceil(MIB),
+            needed_mib: needed.div_ceil(MIB) + 1,
+        });
+    };
+    let count = usize::try_from(bytes).unwrap_or(usize::MAX);
+    memory
+        .read_exact_volatile_from(GuestAddress(start), &mut image.file, count)
+        .map_err(|why| BootError::ReadImage { path: image.path.clone(), why: why.to_string() })?;
+    Ok(Extent { start, len: bytes })
+}
+
+/// Checks that a file looks like an initramfs, and returns its size.
+fn check_image(image: &mut GuestFile) -> Result<u64, BootError> {
+    let mut magic = [0; CPIO_MAGIC.len()];
+    let size = size_and_start(&mut image.file, &mut magic)
+        .map_err(|why| BootError::ReadImage { path: image.path.clone(), why: why.to_string() })?;
+    if magic != CPIO_MAGIC {
+        let why = "it does not start as an uncompressed cpio archive does";
+        return Err(BootError::NotAnImage { path: image.path.clone(), why });
+    }
+    Ok(size)
+}
+
+fn size_and_start(file: &mut File, start: &mut [u8]) -> std::io::Result<u64> {
+    let size = file.metadata()?.len();
+    if size >= start.len() as u64 {
+        file.read_exact(start)?;
+        file.seek(SeekFrom::Start(0))?;
+    }
+    Ok(size)
+}

@@ -1,0 +1,156 @@
+//! Everything that lies in guest memory before its first instruction, and the state of the first vCPU.
+//!
+//! The kernel is entered by the PVH protocol (Xen's `xen/include/public/arch-x86/hvm/start_info.h`): 32-bit
+//! protected mode without paging, `ebx` pointing at a structure that names the command line, the initramfs and
+//! a memory map. The kernel says in an ELF note where.
+//!
+//! ```text
+//!  0x6000   start info, and the list of its one module, the initramfs
+//!  0x7000   memory map
+//!  0x20000  command line
+//!  0xf0000  MP table
+//!  1 MiB    kernel, at the addresses of its ELF segments
+//!  ...
+//!           initramfs, at the upper end of low memory
+//!           the kernel's last words
+//! ```
+
+pub mod cmdline;
+mod kernel;
+mod mptable;
+mod pvh;
+pub mod registers;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use vm_memory::GuestAddress;
+
+use crate::memory::Layout;
+use crate::virtio::GuestMemory;
+
+/// What goes wrong while a guest is put into its memory.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file cannot be opened.
+    #[error("cannot open the guest {what} {path}: {why}; give another with {variable}, or build it with `make`")]
+    Open {
+        /// `kernel` or `image`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: std::io::Error,
+        /// The environment variable that names another.
+        variable: &'static str,
+    },
+    /// The kernel file is something else.
+    #[error("{path} is not a guest kernel: {why}; an uncompressed x86-64 ELF image (vmlinux) is needed")]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What it is not.
+        why: String,
+    },
+    /// The kernel has no PVH entry.
+    #[error("the guest kernel {0} has no PVH entry: build it with CONFIG_PVH=y")]
+    NoPvhEntry(PathBuf),
+    /// The kernel could not be loaded.
+    #[error("cannot load the guest kernel {path} into {memory_mib} MiB of memory: {why}")]
+    LoadKernel {
+        /// The file.
+        path: PathBuf,
+        /// The guest's memory.
+        memory_mib: u64,
+        /// Why.
+        why: String,
+    },
+    /// The image is empty or not an initramfs.
+    #[error("{path} is not a guest image: {why}")]
+    NotAnImage {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The image could not be read.
+    #[error("cannot read the guest image {path}: {why}")]
+    ReadImage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Kernel and image leave no room.
+    #[error(
+        "{memory_mib} MiB of memory are too little for the guest kernel and image, which end at \
+         {kernel_end_mib} MiB and take {image_mib} MiB: give the guest at least {needed_mib} MiB"
+    )]
+    TooLittleMemory {
+        /// The guest's memory.
+        memory_mib: u64,
+        /// Where the kernel ends.
+        kernel_end_mib: u64,
+        /// The image's size.
+        image_mib: u64,
+        /// What would do.
+        needed_mib: u64,
+    },
+    /// A table does not fit where it belongs: a mistake of the layout.
+    #[error("cannot write the {0} into guest memory")]
+    Table(&'static str),
+}
+
+/// A file of the guest, open, with its path for messages.
+#[derive(Debug)]
+pub struct GuestFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl GuestFile {
+    /// Opens the kernel.
+    pub fn kernel(path: &std::path::Path) -> Result<Self, BootError> {
+        Self::open("kernel", "SANDBOX_KERNEL", path)
+    }
+
+    /// Opens the image.
+    pub fn image(path: &std::path::Path) -> Result<Self, BootError> {
+        Self::open("image", "SANDBOX_IMAGE", path)
+    }
+
+    fn open(what: &'static str, variable: &'static str, path: &std::path::Path) -> Result<Self, BootError> {
+        let file = File::open(path).map_err(|why| BootError::Open {
+            what,
+            path: path.to_owned(),
+            why,
+            variable,
+        })?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+}
+
+/// Puts a guest into its memory and returns where its kernel is entered.
+pub fn load(
+    memory: &GuestMemory,
+    layout: Layout,
+    kernel: &mut GuestFile,
+    image: &mut GuestFile,
+    cmdline: &str,
+    vcpus: u8,
+) -> Result<Entry, BootError> {
+    let loaded = kernel::load_kernel(memory, layout, kernel)?;
+    let initramfs = kernel::load_image(memory, layout, image, loaded.end)?;
+    mptable::write(memory, vcpus)?;
+    pvh::write(memory, layout, initramfs, cmdline)?;
+    Ok(Entry { instruction: loaded.entry, start_info: pvh::START_INFO })
+}
+
+/// How the first vCPU starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its first instruction.
+    pub instruction: GuestAddress,
+    /// What `ebx` holds.
+    pub start_info: GuestAddress,
+}

@@ -1,0 +1,172 @@
+//! Where things are in the guest's physical address space, and the memory itself.
+//!
+//! ```text
+//!  0                      start-up tables, see boot
+//!  640 KiB .. 1 MiB       where a PC has its ROMs: no RAM to the guest, but the MP table lies there
+//!  1 MiB ..               low memory, up to 3 GiB; its last 64 KiB keep the kernel's last words
+//!  3.25 GiB ..            virtio-mmio devices, a page each
+//!  4 GiB - 20 MiB ..      I/O APIC, local APICs, KVM's own pages
+//!  4 GiB ..               high memory: what does not fit below
+//! ```
+//!
+//! Guest memory is private and anonymous, without reserve: the host gives a page when the guest first touches
+//! it, and takes it back when the balloon reports it free.
+
+use sandbox_vmm_api::PANIC_LOG_BYTES;
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
+
+use crate::virtio::GuestMemory;
+
+/// Where low memory ends at the latest.
+pub const LOW_MEMORY_END: u64 = 3 << 30;
+/// Where high memory starts.
+pub const HIGH_MEMORY_START: u64 = 4 << 30;
+/// Where conventional memory ends for the guest: what lies above belongs to the firmware.
+pub const CONVENTIONAL_END: u64 = 0x9_fc00;
+/// Where extended memory starts.
+pub const EXTENDED_START: u64 = 1 << 20;
+/// The first virtio-mmio device.
+pub const MMIO_START: u64 = 0xd000_0000;
+/// Three pages that KVM needs on Intel processors without unrestricted guests, and one before them.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+
+/// A part of the address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its first address.
+    pub start: u64,
+    /// Its bytes.
+    pub len: u64,
+}
+
+impl Extent {
+    /// The part from one address up to another.
+    pub fn new(start: u64, end: u64) -> Self {
+        Self { start, len: end.saturating_sub(start) }
+    }
+
+    /// The first address after it.
+    pub fn end(self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// How a guest's memory is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    low: u64,
+    high: u64,
+}
+
+impl Layout {
+    /// The layout of so many bytes.
+    pub fn new(bytes: u64) -> Self {
+        let low = bytes.min(LOW_MEMORY_END);
+        Self { low, high: bytes - low }
+    }
+
+    /// All memory, as the host backs it.
+    pub fn backed(self) -> Vec<Extent> {
+        let low = Extent { start: 0, len: self.low };
+        let high = Extent { start: HIGH_MEMORY_START, len: self.high };
+        [low, high].into_iter().filter(|extent| extent.len > 0).collect()
+    }
+
+    /// The parts that the guest may use as it likes.
+    pub fn usable(self) -> Vec<Extent> {
+        let mut usable =
+            vec![Extent::new(0, CONVENTIONAL_END), Extent::new(EXTENDED_START, self.panic_log().start)];
+        if self.high > 0 {
+            usable.push(Extent { start: HIGH_MEMORY_START, len: self.high });
+        }
+        usable
+    }
+
+    /// Where the kernel leaves its last words.
+    pub fn panic_log(self) -> Extent {
+        Extent::new(self.low - PANIC_LOG_BYTES, self.low)
+    }
+}
+
+/// Guest memory could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot map {bytes} bytes of guest memory: {why}")]
+pub struct MapError {
+    bytes: u64,
+    why: String,
+}
+
+/// Maps guest memory; no page of it is allocated yet.
+pub fn map(layout: Layout) -> Result<GuestMemory, MapError> {
+    let extents = layout.backed();
+    let failed = |why: String| MapError { bytes: extents.iter().map(|extent| extent.len).sum(), why };
+    let ranges: Vec<(GuestAddress, usize)> = extents
+        .iter()
+        .map(|extent| usize::try_from(extent.len).map(|len| (GuestAddress(extent.start), len)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(error.to_string()))?;
+    GuestMemory::from_ranges(&ranges).map_err(|error| failed(error.to_string()))
+}
+
+/// How much of guest memory is resident on the host, in bytes.
+pub fn resident_bytes(memory: &GuestMemory) -> std::io::Result<u64> {
+    /// How much is asked for at a time.
+    const STEP_PAGES: usize = 16 << 10;
+    const PAGE_BYTES: usize = 4096;
+    let mut pages = vec![0u8; STEP_PAGES];
+    let mut resident = 0;
+    for region in memory.iter() {
+        let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+        for offset in (0..len).step_by(STEP_PAGES * PAGE_BYTES) {
+            let part = (len - offset).min(STEP_PAGES * PAGE_BYTES);
+            // SAFETY: the part lies in the region's mapping, and `pages` has a byte for each of its pages.
+            let result =
+                unsafe { libc::mincore(region.as_ptr().add(offset).cast(), part, pages.as_mut_ptr()) };
+            if result != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            let count = pages.iter().take(part.div_ceil(PAGE_BYTES)).filter(|&&page| page & 1 != 0).count();
+            resident += (count * PAGE_BYTES) as u64;
+        }
+    }
+    Ok(resident)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn little_memory_is_low() {
+        let layout = Layout::new(64 << 20);
+        assert_eq!(layout.backed(), [Extent { start: 0, len: 64 << 20 }]);
+        assert_eq!(layout.panic_log(), Extent { start: (64 << 20) - 0x10000, len: 0x10000 });
+        assert_eq!(layout.usable().last().unwrap().end(), layout.panic_log().start);
+    }
+
+    #[test]
+    fn the_gap_is_left_out() {
+        let layout = Layout::new(5 * GIB);
+        assert_eq!(layout.backed(), [Extent { start: 0, len: 3 * GIB }, Extent { start: 4 * GIB, len: 2 * GIB }]);
+        assert_eq!(layout.panic_log().end(), LOW_MEMORY_END);
+        assert!(MMIO_START > LOW_MEMORY_END);
+    }
+
+    #[test]
+    fn exactly_the_low_memory_has_no_high_part() {
+        assert_eq!(Layout::new(3 * GIB).usable().len(), 2);
+        assert_eq!(Layout::new(3 * GIB + 4096).usable().len(), 3);
+    }
+
+    #[test]
+    fn memory_is_mapped_but_not_taken() {
+        let memory = map(Layout::new(5 * GIB)).unwrap();
+        assert_eq!(resident_bytes(&memory).unwrap(), 0);
+        memory.write_obj(1u8, GuestAddress(HIGH_MEMORY_START + GIB)).unwrap();
+        assert_eq!(resident_bytes(&memory).unwrap(), 4096);
+    }
+}
