@@ -170,6 +170,7 @@ mod tests {
     #[test]
     fn the_end_of_input_is_the_end_inside() {
         let (guest, mut inside) = UnixStream::pair().unwrap();
+        let _other_direction = guest.try_clone().unwrap();
         let (reader, mut writer) = io::pipe().unwrap();
         let done = run(Direction::ToGuest(reader.into()), guest);
         writer.write_all(b"input").unwrap();
