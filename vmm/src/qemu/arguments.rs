@@ -7,6 +7,7 @@ use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT};
 
 use super::layout::Layout;
 use crate::config::Config;
+use crate::panic_log;
 
 /// The CPU of the guest: all that TCG can emulate.
 const CPU: &str = "max";
@@ -16,13 +17,22 @@ const TRANSLATION_BUFFER_MIB: u32 = 64;
 
 /// What the guest kernel is told, for speed unless said otherwise.
 ///
+/// - `nolapic_timer`: calibrating the local APIC's timer takes 0.3 s and fails; the other timer does;
 /// - `panic=-1 reboot=t`: a panic becomes a triple fault at once, which QEMU reports as a reset;
 /// - `mitigations=off`: TCG does not speculate, and the guest's own users are not the border here;
 /// - `nokaslr`: relocating the kernel costs more than all of its early start;
 /// - `tsc=reliable no_timer_check`: no time is spent on checking clocks;
 /// - `cryptomgr.notests`, `random.trust_cpu=on`: no self-tests, and the pool is seeded at once.
-const KERNEL_WORDS: &str = "panic=-1 reboot=t mitigations=off nokaslr tsc=reliable no_timer_check \
+const KERNEL_WORDS: &str = "panic=-1 reboot=t nolapic_timer mitigations=off nokaslr tsc=reliable no_timer_check \
                             cryptomgr.notests random.trust_cpu=on";
+
+/// What the guest's kernel has to be told of its machine.
+pub struct Guest {
+    /// Where things lie in its memory.
+    pub layout: Layout,
+    /// How fast its time stamp counter runs, if it runs steadily.
+    pub tsc_khz: Option<u64>,
+}
 
 /// The descriptors that QEMU inherits, by their purpose.
 pub struct Descriptors<'a> {
@@ -44,10 +54,10 @@ impl Descriptors<'_> {
 }
 
 /// QEMU's arguments for a machine.
-pub fn qemu(config: &Config, layout: &Layout, fds: &Descriptors<'_>) -> Vec<String> {
+pub fn qemu(config: &Config, guest: &Guest, fds: &Descriptors<'_>) -> Vec<String> {
     let mut arguments = Arguments::default();
     machine(&mut arguments, config, fds);
-    kernel(&mut arguments, config, layout);
+    kernel(&mut arguments, config, guest);
     vhost_user_devices(&mut arguments, config, fds);
     plain_devices(&mut arguments, config);
     arguments.0
@@ -78,11 +88,11 @@ fn machine(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
     // Without ACPI the virtio-mmio devices are announced on the kernel's command line. The interrupt
-    // controller and timer of old have to stay: under TCG the kernel calibrates with them.
+    // controller and timer of old have to stay, and without a clock to read the kernel waits 2 s for one.
     let serial = if config.console().is_some() { "on" } else { "off" };
     arguments.option(
         "-M",
-        format!("microvm,acpi=off,rtc=off,isa-serial={serial},auto-kernel-cmdline=on,memory-backend=memory"),
+        format!("microvm,acpi=off,rtc=on,isa-serial={serial},auto-kernel-cmdline=on,memory-backend=memory"),
     );
     arguments.option("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"));
     arguments.option("-cpu", CPU);
@@ -101,10 +111,10 @@ fn machine(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
 }
 
 /// What is booted.
-fn kernel(arguments: &mut Arguments, config: &Config, layout: &Layout) {
+fn kernel(arguments: &mut Arguments, config: &Config, guest: &Guest) {
     arguments.option("-kernel", escaped_path(config.kernel()));
     arguments.option("-initrd", escaped_path(config.image()));
-    arguments.option("-append", kernel_command_line(config, layout));
+    arguments.option("-append", kernel_command_line(config, guest));
     if let Some(console) = config.console() {
         arguments.option("-serial", format!("file:{}", escaped_path(console)));
     }
@@ -152,16 +162,19 @@ fn plain_devices(arguments: &mut Arguments, config: &Config) {
 }
 
 /// The guest kernel's command line, without the devices, which QEMU adds.
-fn kernel_command_line(config: &Config, layout: &Layout) -> String {
+fn kernel_command_line(config: &Config, guest: &Guest) -> String {
     let console = match config.console() {
         Some(_) => "console=ttyS0 ignore_loglevel",
         None => "quiet",
     };
-    let panic_log = layout.panic_log;
+    let address = guest.layout.panic_log;
     let mut line = format!(
-        "{KERNEL_WORDS} {console} memmap={PANIC_LOG_BYTES:#x}${panic_log:#x} \
-         ramoops.mem_address={panic_log:#x} ramoops.mem_size={PANIC_LOG_BYTES:#x}"
+        "{KERNEL_WORDS} {console} memmap={PANIC_LOG_BYTES:#x}${address:#x} {panic_log}",
+        panic_log = panic_log::words(address)
     );
+    if let Some(khz) = guest.tsc_khz {
+        line.push_str(&format!(" tsc_early_khz={khz}"));
+    }
     if !config.cmdline().is_empty() {
         line.push(' ');
         line.push_str(config.cmdline());

@@ -11,6 +11,7 @@ mod arguments;
 mod child;
 mod layout;
 mod qmp;
+mod tsc;
 mod vhost_user;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::config::Config;
 use crate::fs::Fs;
 use crate::jail;
 use crate::machine::{Machine, MachineError};
+use crate::panic_log;
 use crate::timeline::Timeline;
 use crate::vsock::Vsock;
 use child::Qemu;
@@ -120,6 +122,7 @@ impl QemuMachine {
     /// To be called on the process's first thread while there is no other: QEMU is killed when that thread
     /// ends, and a jail is entered by one thread alone.
     pub fn start(config: &Config, timeline: &mut Timeline) -> Result<Self, Error> {
+        let tsc = tsc::Measurement::start();
         let layout = check_boot_files(config)?;
         let memory = guest_memory(config.memory_bytes())?;
         let qmp = socket_pair()?;
@@ -127,6 +130,7 @@ impl QemuMachine {
         let share = (!config.shares().is_empty()).then(|| Link::new("share", config)).transpose()?;
         let descriptors = File::open("/proc/self/fd")
             .map_err(|error| Error::Socket { what: "descriptor", error })?;
+        let guest = arguments::Guest { layout, tsc_khz: tsc.map(tsc::Measurement::finish) };
         timeline.step("prepare");
 
         let fds = arguments::Descriptors {
@@ -135,7 +139,7 @@ impl QemuMachine {
             vsock: vsock.as_ref().map(|vsock| vsock.link.theirs.as_fd()),
             share: share.as_ref().map(|link| link.theirs.as_fd()),
         };
-        let mut qemu = Qemu::start(PROGRAM, &arguments::qemu(config, &layout, &fds), &fds.all())
+        let mut qemu = Qemu::start(PROGRAM, &arguments::qemu(config, &guest, &fds), &fds.all())
             .map_err(start_error)?;
         timeline.step("start qemu");
 
@@ -187,8 +191,10 @@ impl QemuMachine {
 
     /// A panic ends in a triple fault, which is a reset here.
     fn judge_reset(&self) -> ExitReason {
-        let _ = self.panic_log();
-        ExitReason::Reset
+        match panic_log::parse(&self.panic_log()) {
+            Some(console) => ExitReason::Panic { console },
+            None => ExitReason::Reset,
+        }
     }
 }
 
