@@ -126,7 +126,8 @@ fn check_single_thread() -> Result<(), Error> {
 /// Leaves the host's mount namespace for a copy in which nothing spreads to the host.
 fn leave_mount_namespace() -> Result<(), Error> {
     // SAFETY: no thread shares this one's file system attributes or mount namespace, as was checked before.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.map_err(Error::Namespace)?;
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .map_err(Error::Namespace)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(at("keeping mounts inside"))
 }
@@ -248,7 +249,8 @@ fn mount_root() -> Result<OwnedFd, Error> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(&failed)?;
+    let root =
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(&failed)?;
     attach(&root, CWD, c"/").map_err(at("attaching the root"))?;
     Ok(root)
 }

@@ -83,10 +83,7 @@ fn machine(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
         arguments.flag(flag);
     }
     arguments.option("-display", "none");
-    arguments.option(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    );
+    arguments.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     // Without ACPI the virtio-mmio devices are announced on the kernel's command line. The interrupt
     // controller and timer of old have to stay, and without a clock to read the kernel waits 2 s for one.
     let serial = if config.console().is_some() { "on" } else { "off" };
@@ -151,7 +148,9 @@ fn plain_devices(arguments: &mut Arguments, config: &Config) {
         arguments.option("-netdev", format!("tap,id=net{index},ifname={},script=no,downscript=no", net.tap));
         arguments.option(
             "-device",
-            format!("virtio-net-device,netdev=net{index},mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+            format!(
+                "virtio-net-device,netdev=net{index},mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+            ),
         );
     }
     arguments.option("-object", "rng-builtin,id=entropy");

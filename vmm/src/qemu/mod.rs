@@ -25,7 +25,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use rustix::fs::MemfdFlags;
-use sandbox_vmm_api::{ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, SHARE_TAG, Statistics, VsockConfig};
+use sandbox_vmm_api::{
+    ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, SHARE_TAG, Statistics, VsockConfig,
+};
 
 use crate::config::Config;
 use crate::fs::Fs;
@@ -59,7 +61,9 @@ pub enum Error {
         error: io::Error,
     },
     /// The guest image does not fit.
-    #[error("the guest image of {image} bytes does not fit into {memory} bytes of guest memory: give it more")]
+    #[error(
+        "the guest image of {image} bytes does not fit into {memory} bytes of guest memory: give it more"
+    )]
     Image {
         /// Bytes of the image.
         image: u64,
@@ -128,8 +132,8 @@ impl QemuMachine {
         let qmp = socket_pair()?;
         let vsock = config.vsock().map(|vsock| VsockLink::new(vsock, config)).transpose()?;
         let share = (!config.shares().is_empty()).then(|| Link::new("share", config)).transpose()?;
-        let descriptors = File::open("/proc/self/fd")
-            .map_err(|error| Error::Socket { what: "descriptor", error })?;
+        let descriptors =
+            File::open("/proc/self/fd").map_err(|error| Error::Socket { what: "descriptor", error })?;
         let guest = arguments::Guest { layout, tsc_khz: tsc.map(tsc::Measurement::finish) };
         timeline.step("prepare");
 
@@ -139,8 +143,8 @@ impl QemuMachine {
             vsock: vsock.as_ref().map(|vsock| vsock.link.theirs.as_fd()),
             share: share.as_ref().map(|link| link.theirs.as_fd()),
         };
-        let mut qemu = Qemu::start(PROGRAM, &arguments::qemu(config, &guest, &fds), &fds.all())
-            .map_err(start_error)?;
+        let mut qemu =
+            Qemu::start(PROGRAM, &arguments::qemu(config, &guest, &fds), &fds.all()).map_err(start_error)?;
         timeline.step("start qemu");
 
         let vsock_directory = config.vsock().and_then(|vsock| vsock.socket.parent());
@@ -149,7 +153,8 @@ impl QemuMachine {
 
         let mut devices = Vec::new();
         if let Some(VsockLink { link, cid, listener, dial }) = vsock {
-            let vsock = Vsock::new(cid, listener, dial).map_err(|error| Error::Socket { what: "vsock", error })?;
+            let vsock =
+                Vsock::new(cid, listener, dial).map_err(|error| Error::Socket { what: "vsock", error })?;
             devices.push(Served::start(Box::new(vsock), link.ours)?);
         }
         if let Some(link) = share {
@@ -157,7 +162,8 @@ impl QemuMachine {
             devices.push(Served::start(Box::new(fs), link.ours)?);
         }
         qemu.listen().map_err(Error::Start)?;
-        let qmp = Qmp::new(qmp.ours).map_err(|error| Error::Socket { what: "control", error: io::Error::other(error) })?;
+        let qmp = Qmp::new(qmp.ours)
+            .map_err(|error| Error::Socket { what: "control", error: io::Error::other(error) })?;
         timeline.step("serve devices");
         Ok(Self { qemu, qmp, memory, layout, devices, stopped: Stopped::No })
     }
@@ -248,7 +254,11 @@ impl QemuMachine {
     /// A command that failed because QEMU has died says why it died.
     fn command_error(&self, what: &'static str, error: &qmp::Error) -> MachineError {
         let words = self.qemu.last_words();
-        if words.is_empty() { MachineError::new(what, error) } else { MachineError::new(what, format!("{error}: {words}")) }
+        if words.is_empty() {
+            MachineError::new(what, error)
+        } else {
+            MachineError::new(what, format!("{error}: {words}"))
+        }
     }
 }
 
@@ -294,8 +304,7 @@ struct Pair {
 }
 
 fn socket_pair() -> Result<Pair, Error> {
-    let (ours, theirs) =
-        UnixStream::pair().map_err(|error| Error::Socket { what: "control", error })?;
+    let (ours, theirs) = UnixStream::pair().map_err(|error| Error::Socket { what: "control", error })?;
     Ok(Pair { ours, theirs: theirs.into() })
 }
 

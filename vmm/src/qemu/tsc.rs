@@ -27,7 +27,8 @@ struct Reading {
 impl Measurement {
     /// Begins; none on a host whose counter is not steady.
     pub fn start() -> Option<Self> {
-        let source = std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+        let source =
+            std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource");
         let steady = source.is_ok_and(|source| STEADY.contains(&source.trim()));
         steady.then(|| Self { start: Reading::now() })
     }

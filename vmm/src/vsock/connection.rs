@@ -139,7 +139,6 @@ impl Connection {
         }
     }
 
-
     /// Takes a packet of the guest, whose data is `data`. `host_port` is ours.
     pub fn packet(&mut self, header: &Header, data: &Buffers<'_>, host_port: u32) -> Result<(), Violation> {
         self.send.update(header.buf_alloc, header.fwd_cnt);
@@ -341,7 +340,8 @@ impl Connection {
 
     /// Whether there may be a packet for the guest.
     pub fn has_packet(&self) -> bool {
-        self.phase != Phase::Orphan && (self.owed.anything() || (self.may_read() && self.send.available() > 0))
+        self.phase != Phase::Orphan
+            && (self.owed.anything() || (self.may_read() && self.send.available() > 0))
     }
 
     /// Whether the socket is to be read at all.

@@ -13,7 +13,8 @@ const PIECES_MAX: usize = 1024;
 
 /// Reads what there is into guest memory. 0: the peer has closed its side.
 pub fn read(stream: &UnixStream, buffers: &Buffers<'_>) -> io::Result<usize> {
-    let guards: Vec<_> = buffers.slices().iter().take(PIECES_MAX).map(|slice| slice.ptr_guard_mut()).collect();
+    let guards: Vec<_> =
+        buffers.slices().iter().take(PIECES_MAX).map(|slice| slice.ptr_guard_mut()).collect();
     let pieces: Vec<_> = guards
         .iter()
         .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })
