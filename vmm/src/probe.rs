@@ -8,13 +8,16 @@ use sandbox_vmm_api::{MachineKind, Probe, ProbedMachine};
 use crate::kvm;
 use crate::qemu;
 
+/// The memory of a machine that is only made to be probed.
+const PROBE_MEMORY_BYTES: u64 = 1 << 20;
+
 /// Finds out everything.
 pub fn probe() -> Probe {
     judge(probe_kvm(), probe_qemu())
 }
 
 fn probe_kvm() -> ProbedMachine {
-    match kvm::probe::probe() {
+    match kvm::probe::probe(PROBE_MEMORY_BYTES, 1) {
         Ok((_, speed)) => ProbedMachine { usable: true, finding: speed.describe(), remedy: None },
         Err(unusable) => {
             ProbedMachine { usable: false, finding: unusable.finding, remedy: Some(unusable.remedy) }

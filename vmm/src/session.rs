@@ -87,11 +87,11 @@ fn make_machine(
         let machine = QemuMachine::start(config, timeline)?;
         return Ok((Box::new(machine), "it was asked for".to_owned()));
     }
-    let probed = kvm::probe::probe();
-    timeline.step("probe KVM");
+    let probed = kvm::probe::probe(config.memory_bytes(), config.vcpus());
+    timeline.step("create the virtual machine and probe it");
     match (probed, config.machine()) {
-        (Ok((kvm, speed)), choice) => {
-            let machine = KvmMachine::start(&kvm, config, timeline)?;
+        (Ok((bare, speed)), choice) => {
+            let machine = KvmMachine::start(bare, config, timeline)?;
             let asked = if choice == MachineChoice::Kvm { "it was asked for; " } else { "" };
             Ok((Box::new(machine), format!("{asked}{}", speed.describe())))
         }

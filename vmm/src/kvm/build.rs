@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use sandbox_vmm_api::SHARE_TAG;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::open::KvmUnusable;
+use super::bare::Bare;
 use super::run_control::{self, RunControl};
 use super::vcpu::Shared;
 use super::vm::VmError;
@@ -31,7 +31,7 @@ use crate::legacy::{
     CLOCK_PORT, CLOCK_PORTS, Clock, KEYBOARD_PORT, KEYBOARD_PORTS, KeyboardController, POWER_OFF_PORT,
     PowerSwitch,
 };
-use crate::memory::{self, Layout, MapError};
+use crate::memory::Layout;
 use crate::timeline::Timeline;
 use crate::virtio::event_loop::EventLoop;
 use crate::virtio::mmio::{MmioDevice, WINDOW_BYTES};
@@ -42,15 +42,9 @@ use crate::vsock::Vsock;
 /// Why a machine could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// KVM is not usable.
-    #[error("KVM cannot be used: {}; {}", .0.finding, .0.remedy)]
-    Kvm(#[from] KvmUnusable),
     /// KVM refused a step.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// Guest memory could not be mapped.
-    #[error(transparent)]
-    Memory(#[from] MapError),
     /// The kernel or the image are no good.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -82,14 +76,6 @@ pub enum StartError {
         /// Why.
         why: std::io::Error,
     },
-    /// More vCPUs than the host's KVM allows.
-    #[error("{asked} vCPUs asked for: this host's KVM allows {most}")]
-    TooManyVcpus {
-        /// What was asked for.
-        asked: u8,
-        /// What there can be.
-        most: usize,
-    },
     /// The host refused something that nearly always works.
     #[error("cannot {what}: {why}")]
     Host {
@@ -119,19 +105,12 @@ struct Opened {
 impl KvmMachine {
     /// Makes a machine: its guest is loaded, its vCPUs wait at their first instruction. The process is in its
     /// jail afterwards; it must have had no other thread before.
-    pub fn start(kvm: &Kvm, config: &Config, timeline: &mut Timeline) -> Result<Self, StartError> {
-        check_vcpus(kvm, config)?;
+    pub fn start(bare: Bare, config: &Config, timeline: &mut Timeline) -> Result<Self, StartError> {
+        let Bare { first, vm, layout, memory, supported, vcpus: count } = bare;
         let mut opened = open_all(config)?;
         timeline.step("open files");
         jail::enter(config.shares(), config.vsock().and_then(|vsock| vsock.socket.parent()))?;
         timeline.step("enter the jail");
-
-        let layout = Layout::new(config.memory_bytes());
-        let memory = memory::map(layout)?;
-        let vm = vm::create(kvm)?;
-        vm::add_memory(&vm, &memory)?;
-        vm::add_interrupt_controllers(&vm)?;
-        timeline.step("create the virtual machine");
 
         let devices = make_devices(config, &memory, &mut opened)?;
         let serial = opened.console.take().map(SerialPort::new).transpose().map_err(host("make a serial port"))?;
@@ -142,34 +121,20 @@ impl KvmMachine {
         timeline.step("make devices");
 
         let cmdline = cmdline(config, layout, devices.len());
-        let entry =
-            boot::load(&memory, layout, &mut opened.kernel, &mut opened.image, &cmdline, config.vcpus())?;
+        let entry = boot::load(&memory, layout, &mut opened.kernel, &mut opened.image, &cmdline, count)?;
         timeline.step("load the kernel and the image");
 
+        vcpu::set_entry(&first, entry)?;
+        let others = (1..count).map(|id| vcpu::create(&vm, id, &cpuid::for_vcpu(&supported, id, count)));
+        let vcpus = std::iter::once(Ok(first)).chain(others).collect::<Result<Vec<_>, _>>()?;
         let shared = Arc::new(shared);
-        let vcpus = start_vcpus(kvm, &vm, config.vcpus(), entry, &shared)?;
-        let mut machine = Self {
-            vcpus,
-            shared,
-            event_loops: Vec::new(),
-            devices,
-            serial,
-            layout,
-            memory,
-            _vm: vm,
-        };
+        let vcpus = start_vcpus(vcpus, &shared)?;
+        let mut machine =
+            Self { vcpus, shared, event_loops: Vec::new(), devices, serial, layout, memory, _vm: vm };
         machine.event_loops = start_event_loops(&machine.devices)?;
         timeline.step("create vCPUs and threads");
         Ok(machine)
     }
-}
-
-fn check_vcpus(kvm: &Kvm, config: &Config) -> Result<(), StartError> {
-    let most = kvm.get_max_vcpus();
-    if usize::from(config.vcpus()) > most {
-        return Err(StartError::TooManyVcpus { asked: config.vcpus(), most });
-    }
-    Ok(())
 }
 
 fn open_all(config: &Config) -> Result<Opened, StartError> {
@@ -277,19 +242,12 @@ fn cmdline(config: &Config, layout: Layout, devices: usize) -> String {
 }
 
 fn start_vcpus(
-    kvm: &Kvm,
-    vm: &VmFd,
-    count: u8,
-    entry: boot::Entry,
+    vcpus: Vec<VcpuFd>,
     shared: &Arc<Shared>,
 ) -> Result<Vec<std::thread::JoinHandle<()>>, StartError> {
     run_control::install_signal().map_err(host("install a signal handler"))?;
-    let supported = cpuid::supported(kvm).map_err(VmError::of("list the processor's features"))?;
-    let made = (0..count)
-        .map(|id| vcpu::create(vm, id, &cpuid::for_vcpu(&supported, id, count), entry))
-        .collect::<Result<Vec<_>, _>>()?;
     let mut threads = Vec::new();
-    for (id, vcpu) in (0..count).zip(made) {
+    for (id, vcpu) in vcpus.into_iter().enumerate() {
         match vcpu::start(id, vcpu, Arc::clone(shared)) {
             Ok(thread) => threads.push(thread),
             Err(why) => {

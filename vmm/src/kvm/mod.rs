@@ -4,6 +4,7 @@
 //! those that do file system calls (virtio-fs and disks), so that a slow disk holds up no network. The thread
 //! that made the machine drives it.
 
+mod bare;
 mod build;
 mod cpuid;
 mod failure;

@@ -64,19 +64,25 @@ impl Shared {
     }
 }
 
-/// Makes a vCPU. The first one starts at `entry`, the others wait to be started by it.
-pub fn create(vm: &VmFd, id: u8, cpuid: &CpuId, entry: Entry) -> Result<VcpuFd, VmError> {
+/// Makes a vCPU. All but the first wait to be started by it.
+pub fn create(vm: &VmFd, id: u8, cpuid: &CpuId) -> Result<VcpuFd, VmError> {
     let vcpu = vm.create_vcpu(id.into()).map_err(VmError::of("create a vCPU"))?;
     vcpu.set_cpuid2(cpuid).map_err(VmError::of("set a vCPU's features"))?;
     set_msrs(&vcpu)?;
-    if id == 0 {
-        let mut sregs = vcpu.get_sregs().map_err(VmError::of("read a vCPU's segments"))?;
-        registers::set_protected_mode(&mut sregs);
-        vcpu.set_sregs(&sregs).map_err(VmError::of("set a vCPU's segments"))?;
-        let general = registers::general(entry.instruction.0, entry.start_info.0);
-        vcpu.set_regs(&general).map_err(VmError::of("set a vCPU's registers"))?;
-    }
     Ok(vcpu)
+}
+
+/// Puts a vCPU into 32-bit protected mode.
+pub fn set_protected_mode(vcpu: &VcpuFd) -> Result<(), VmError> {
+    let mut sregs = vcpu.get_sregs().map_err(VmError::of("read a vCPU's segments"))?;
+    registers::set_protected_mode(&mut sregs);
+    vcpu.set_sregs(&sregs).map_err(VmError::of("set a vCPU's segments"))
+}
+
+/// Sets where a vCPU starts.
+pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), VmError> {
+    let general = registers::general(entry.instruction.0, entry.start_info.0);
+    vcpu.set_regs(&general).map_err(VmError::of("set a vCPU's registers"))
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmError> {
@@ -95,7 +101,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmError> {
 }
 
 /// Starts a vCPU's thread, which waits to be let run.
-pub fn start(id: u8, vcpu: VcpuFd, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+pub fn start(id: usize, vcpu: VcpuFd, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK_BYTES).spawn(move || {
         run(vcpu, &shared);
         shared.control.ended();
