@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Root as OciRoot, Spec};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, statat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use sandbox_protocol::RootWrites;
@@ -63,10 +63,13 @@ pub fn assemble(spec: &Spec, writes: RootWrites) -> Result<Root, RootError> {
 /// An overlay whose writable layer is in the guest's memory, accounted to the container.
 fn overlay(lower: &Path) -> Result<OwnedFd, MountStepError> {
     let source_error = |e| MountStepError::Source { path: lower.to_owned(), source: e };
+    // Every entry of the share is a mount that the kernel makes when the entry is opened as a directory. An
+    // overlay does not open it so, and refuses a directory that is yet to be mounted.
+    let opened = open_directory(lower).map_err(source_error)?;
     let memory = mounts::file_system("tmpfs", Some("layer"), &[("mode".into(), Some("700".into()))])?;
     let stage = open_directory(Path::new(LAYER_STAGE)).map_err(MountStepError::Attach)?;
     mounts::attach(&memory, stage.as_fd()).map_err(MountStepError::Attach)?;
-    make_layer_like(lower, &memory).map_err(source_error)?;
+    make_layer_like(&opened, &memory).map_err(source_error)?;
     let data = [
         ("lowerdir+", path_text(lower)),
         ("upperdir", format!("{LAYER_STAGE}/upper")),
@@ -83,8 +86,8 @@ fn path_text(path: &Path) -> String {
 }
 
 /// The root directory of an overlay has the owner and mode of its upper layer: those of the lower are kept.
-fn make_layer_like(lower: &Path, layer: &OwnedFd) -> rustix::io::Result<()> {
-    let like = statat(CWD, lower, AtFlags::SYMLINK_NOFOLLOW)?;
+fn make_layer_like(lower: &OwnedFd, layer: &OwnedFd) -> rustix::io::Result<()> {
+    let like = fstat(lower)?;
     mkdirat(layer, "work", Mode::from(0o700))?;
     mkdirat(layer, "upper", Mode::from(0o700))?;
     chownat(
