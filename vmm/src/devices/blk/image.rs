@@ -159,7 +159,7 @@ impl Image {
     pub fn span(&self, sector: u64, bytes: u64) -> Option<Span> {
         let end = sector.checked_add(bytes / SECTOR_BYTES)?;
         let inside = bytes % SECTOR_BYTES == 0 && end <= self.sectors;
-        inside.then_some(Span { offset: sector * SECTOR_BYTES, bytes })
+        inside.then(|| Span { offset: sector * SECTOR_BYTES, bytes })
     }
 
     /// Fills buffers, as long as the span is, with what it holds.

@@ -50,8 +50,10 @@ pub struct Receiver {
 enum Step {
     /// A frame was delivered or dropped.
     Done,
-    /// The guest has no buffers for the next one.
+    /// The guest has no buffers at all.
     NoBuffers,
+    /// It has too few for the frame that is held, and notifies when it has more.
+    Waiting,
     /// The tap has no more frames.
     NoFrames,
 }
@@ -100,13 +102,7 @@ impl Receiver {
             }
             match self.step(tap, queue, memory, limits)? {
                 Step::Done => {}
-                Step::NoFrames => break Drained::All,
-                Step::NoBuffers => {
-                    if !queue.enable_notification(memory).map_err(broken)? {
-                        break Drained::All;
-                    }
-                    queue.disable_notification(memory).map_err(broken)?;
-                }
+                Step::NoFrames | Step::NoBuffers | Step::Waiting => break Drained::All,
             }
         };
         let mut signals = Signals::NONE;
@@ -124,7 +120,7 @@ impl Receiver {
         memory: &GuestMemory,
         limits: &Limits,
     ) -> Result<Step, BrokenRing> {
-        let Some(first) = next_chain(queue, memory, limits)? else { return Ok(Step::NoBuffers) };
+        let Some(first) = next_or_notify(queue, memory, limits)? else { return Ok(Step::NoBuffers) };
         if first.writable.len() < HEADER_BYTES {
             let reason = format!("a receive buffer of {} bytes", first.writable.len());
             return Err(BrokenRing { queue: limits.queue, reason });
@@ -168,7 +164,7 @@ impl Receiver {
             Placed::Never => self.counters.dropped += 1,
             Placed::TooFew => self.held = Some(delivery.take_back(rest)),
         }
-        Ok(if self.held.is_some() { Step::NoBuffers } else { Step::Done })
+        Ok(if self.held.is_some() { Step::Waiting } else { Step::Done })
     }
 
     fn deliver_held(
@@ -184,7 +180,7 @@ impl Receiver {
             Placed::Never => self.counters.dropped += 1,
             Placed::TooFew => {
                 self.held = Some(frame);
-                return Ok(Step::NoBuffers);
+                return Ok(Step::Waiting);
             }
         }
         Ok(Step::Done)
@@ -236,11 +232,14 @@ impl<'m> Delivery<'m> {
             if rest.is_empty() {
                 break;
             }
-            let next = match merging {
-                Merging::Allowed => next_chain(queue, memory, limits)?,
-                Merging::Refused => None,
+            if merging == Merging::Refused || self.used.len() >= usize::from(queue.size()) {
+                self.put_back(queue);
+                return Ok(Placed::Never);
+            }
+            let Some(next) = next_or_notify(queue, memory, limits)? else {
+                self.put_back(queue);
+                return Ok(Placed::TooFew);
             };
-            let Some(next) = next else { return Ok(self.give_up(merging, queue)) };
             self.used.push(Used { head: next.head(), written: 0 });
             self.current = next.writable;
         }
@@ -249,15 +248,9 @@ impl<'m> Delivery<'m> {
         Ok(Placed::Delivered)
     }
 
-    /// Puts back all chains.
-    fn give_up(&self, merging: Merging, queue: &mut Queue) -> Placed {
+    fn put_back(&self, queue: &mut Queue) {
         for _ in &self.used {
             put_back(queue);
-        }
-        if merging == Merging::Refused || self.used.len() >= usize::from(queue.size()) {
-            Placed::Never
-        } else {
-            Placed::TooFew
         }
     }
 
@@ -277,5 +270,24 @@ impl<'m> Delivery<'m> {
         let _ = self.whole.clone().read(&mut frame);
         frame.extend_from_slice(rest);
         frame
+    }
+}
+
+/// The next chain; or none, and the guest notifies when there is one.
+///
+/// The guest is to notify of what it offers *next*: so it must be asked while everything that it has offered
+/// is taken.
+fn next_or_notify<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemory,
+    limits: &Limits,
+) -> Result<Option<Chain<'m>>, BrokenRing> {
+    if let Some(chain) = next_chain(queue, memory, limits)? {
+        return Ok(Some(chain));
+    }
+    match queue.enable_notification(memory) {
+        Ok(true) => next_chain(queue, memory, limits),
+        Ok(false) => Ok(None),
+        Err(error) => Err(BrokenRing { queue: limits.queue, reason: error.to_string() }),
     }
 }
