@@ -28,12 +28,13 @@ use std::time::Duration;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue};
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
+use crate::virtio::chain::{self, Indirect, Limits};
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 use guarded::Guarded;
 
@@ -142,28 +143,24 @@ impl Fs {
     /// Serves a queue until it is empty.
     fn drain(
         &mut self,
-        index: usize,
         queue: &mut Queue,
         memory: &GuestMemory,
+        limits: &Limits,
     ) -> Result<Signals, BrokenRing> {
-        let broken = |error: virtio_queue::Error| BrokenRing { queue: index, reason: error.to_string() };
         let mut signals = Signals::NONE;
-        let mut answered = false;
         loop {
-            queue.disable_notification(memory).map_err(broken)?;
-            while let Some(chain) = queue.iter(memory).map_err(broken)?.next() {
-                let head = chain.head_index();
-                let length = self.serve(memory, chain);
-                queue.add_used(memory, head, length).map_err(broken)?;
+            while let Some(request) = chain::next_raw(queue, memory, limits)? {
+                let head = request.head_index();
+                let length = self.serve(memory, request);
+                chain::complete(queue, memory, limits, head, length)?;
                 self.requests = self.requests.wrapping_add(1);
-                answered = true;
             }
-            if !queue.enable_notification(memory).map_err(broken)? {
+            if !chain::enable_notification(queue, memory, limits)? {
                 break;
             }
         }
-        if answered && queue.needs_notification(memory).map_err(broken)? {
-            signals.add(index);
+        if chain::wants_signal(queue, memory, limits)? {
+            signals.add(limits.queue);
         }
         Ok(signals)
     }
@@ -207,7 +204,7 @@ impl VirtioDevice for Fs {
     ) -> Result<Signals, BrokenRing> {
         self.own_thread();
         match queues.get_mut(queue) {
-            Some(ring) => self.drain(queue, ring, memory),
+            Some(ring) => self.drain(ring, memory, &limits(queue)),
             None => Ok(Signals::NONE),
         }
     }
@@ -215,6 +212,13 @@ impl VirtioDevice for Fs {
     fn statistics(&self) -> std::collections::BTreeMap<String, u64> {
         [("requests".to_owned(), self.requests)].into()
     }
+}
+
+/// What a queue accepts: the largest request, with its headers.
+fn limits(queue: usize) -> Limits {
+    const REQUEST_BYTES_MAX: u64 = 2 << 20;
+    let max_buffers = usize::from(QUEUE_SIZE);
+    Limits { queue, max_bytes: REQUEST_BYTES_MAX, max_buffers, indirect: Indirect::Allowed }
 }
 
 /// The server's way back to a vhost-user front end, which there is none of.

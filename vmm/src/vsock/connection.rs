@@ -18,13 +18,16 @@
 //! in the socket, and the host program that writes it waits, too.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 use super::credit::{ReceiveWindow, SendWindow};
-use super::packet::{Buffers, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use super::stream;
+use super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use crate::virtio::io::Buffers;
 
 /// The guest broke the protocol of this connection: it is reset.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +143,7 @@ impl Connection {
     }
 
     /// Takes a packet of the guest, whose data is `data`. `host_port` is ours.
-    pub fn packet(&mut self, header: &Header, data: &Buffers<'_>, host_port: u32) -> Result<(), Violation> {
+    pub fn packet(&mut self, header: &Header, data: Buffers<'_>, host_port: u32) -> Result<(), Violation> {
         self.send.update(header.buf_alloc, header.fwd_cnt);
         match (header.op(), self.phase) {
             (Some(Op::Reset), _) => {
@@ -170,61 +173,44 @@ impl Connection {
         self.phase = Phase::Established;
         let words = format!("OK {host_port}\n");
         // A fresh socket takes this much at once, unless its other end is gone.
-        if stream::write_own(&self.stream, &[IoSlice::new(words.as_bytes())]).is_err() {
+        if self.stream.write_all(words.as_bytes()).is_err() {
             self.host_stopped_receiving();
         }
     }
 
-    fn data(&mut self, header: &Header, data: &Buffers<'_>) -> Result<(), Violation> {
-        if self.to_host == ToHost::Draining {
+    fn data(&mut self, header: &Header, mut data: Buffers<'_>) -> Result<(), Violation> {
+        if self.guest_shutdown & SHUTDOWN_SEND != 0 {
             return Err(Violation("data after it said that there would be none"));
         }
         if data.len() != header.len as usize {
             return Err(Violation("a packet with less data than it says"));
         }
         self.receive.receive(header.len).map_err(|_| Violation("more data than it was offered room for"))?;
-        if self.to_host == ToHost::Ended {
-            self.receive.forward(header.len);
-            return Ok(());
-        }
-        let written = if self.backlog.is_empty() { self.write_through(data) } else { 0 };
-        self.receive.forward(written as u32);
-        self.keep(data, written);
+        self.write_through(&mut data);
+        self.keep(data);
         self.note_credit();
         Ok(())
     }
 
-    /// Hands data to the socket; returns how much it took.
-    fn write_through(&mut self, data: &Buffers<'_>) -> usize {
-        if !self.writable {
-            return 0;
+    /// Hands data to the socket, as much as it takes, unless older data waits for it.
+    fn write_through(&mut self, data: &mut Buffers<'_>) {
+        if !self.writable || !self.backlog.is_empty() || self.to_host == ToHost::Ended || data.is_empty() {
+            return;
         }
-        match stream::write(&self.stream, data) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.write_failed(&error);
-                0
-            }
+        match data.write_to(self.stream.as_fd()) {
+            Ok(bytes) => self.receive.forward(bytes as u32),
+            Err(error) => self.write_failed(&error),
         }
     }
 
     /// Keeps what the socket did not take, unless nobody will ever read it.
-    fn keep(&mut self, data: &Buffers<'_>, written: usize) {
-        let left = data.len().saturating_sub(written);
+    fn keep(&mut self, mut data: Buffers<'_>) {
         if self.to_host == ToHost::Ended {
-            self.receive.forward(left as u32);
+            self.receive.forward(data.len() as u32);
             return;
         }
-        let mut skip = written;
-        for slice in data.slices() {
-            if skip >= slice.len() {
-                skip -= slice.len();
-                continue;
-            }
-            let Ok(rest) = slice.offset(skip) else { continue };
-            skip = 0;
-            let mut copy = vec![0; rest.len()];
-            rest.copy_to(&mut copy);
+        let mut copy = vec![0; data.len()];
+        if data.read(&mut copy).is_ok() {
             self.backlog.extend(copy);
         }
     }
@@ -258,7 +244,7 @@ impl Connection {
     fn flush(&mut self) {
         while self.writable && !self.backlog.is_empty() {
             let (front, back) = self.backlog.as_slices();
-            match stream::write_own(&self.stream, &[IoSlice::new(front), IoSlice::new(back)]) {
+            match self.stream.write_vectored(&[IoSlice::new(front), IoSlice::new(back)]) {
                 Ok(bytes) => {
                     self.backlog.drain(..bytes);
                     self.receive.forward(bytes as u32);
@@ -274,10 +260,10 @@ impl Connection {
     }
 
     fn write_failed(&mut self, error: &io::Error) {
-        if error.kind() == ErrorKind::WouldBlock {
-            self.writable = false;
-        } else {
-            self.host_stopped_receiving();
+        match error.kind() {
+            ErrorKind::WouldBlock => self.writable = false,
+            ErrorKind::Interrupted => {}
+            _ => self.host_stopped_receiving(),
         }
     }
 
@@ -350,7 +336,7 @@ impl Connection {
     }
 
     /// The next packet for the guest, its data written to `room`; none if there was none after all.
-    pub fn next_packet(&mut self, mut room: Buffers<'_>) -> Option<Outgoing> {
+    pub fn next_packet(&mut self, room: &Buffers<'_>) -> Option<Outgoing> {
         let plain = |op| Some((op, 0, 0));
         let (op, flags, len) = if std::mem::take(&mut self.owed.reset) {
             self.phase = Phase::Orphan;
@@ -359,7 +345,7 @@ impl Connection {
             plain(Op::Request)
         } else if std::mem::take(&mut self.owed.response) {
             plain(Op::Response)
-        } else if let Some(len) = self.read_data(&mut room) {
+        } else if let Some(len) = self.read_data(room) {
             Some((Op::Data, 0, len))
         } else if self.owed.shutdown != 0 {
             Some((Op::Shutdown, std::mem::take(&mut self.owed.shutdown), 0))
@@ -376,15 +362,13 @@ impl Connection {
     }
 
     /// Reads data of the host into the guest's memory; none if there is nothing to send now.
-    fn read_data(&mut self, room: &mut Buffers<'_>) -> Option<u32> {
-        if !self.may_read() || room.is_empty() {
+    fn read_data(&mut self, room: &Buffers<'_>) -> Option<u32> {
+        let most = room.len().min(self.send.available() as usize);
+        if !self.may_read() || most == 0 {
             return None;
         }
-        room.truncate(self.send.available() as usize);
-        if room.is_empty() {
-            return None;
-        }
-        match stream::read(&self.stream, room) {
+        let mut room = room.clone().split_first(most).ok()?;
+        match room.read_from(self.stream.as_fd()) {
             Ok(0) => {
                 self.readable = false;
                 self.host_stopped_sending();
@@ -410,8 +394,16 @@ impl Connection {
     /// The host program has shut down its side, or closed the socket.
     fn host_stopped_sending(&mut self) {
         self.tell_shutdown(SHUTDOWN_SEND);
-        if self.to_host == ToHost::Open && stream::is_hung_up(&self.stream) {
+        if self.to_host == ToHost::Open && is_hung_up(&self.stream) {
             self.host_stopped_receiving();
         }
     }
+}
+
+/// Whether the other end has closed its socket, not just shut down one side of it.
+fn is_hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let polled = rustix::event::poll(&mut fds, Some(&now));
+    polled.is_ok() && fds.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR))
 }

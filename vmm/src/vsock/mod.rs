@@ -26,7 +26,6 @@ mod connection;
 mod credit;
 mod mux;
 mod packet;
-mod stream;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,20 +36,32 @@ use std::path::PathBuf;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 
+use crate::virtio::chain::{self, Chain, Indirect, Limits};
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 use mux::Mux;
-use packet::{Buffers, Direction, HEADER_BYTES};
+use packet::{HEADER_BYTES, Header};
 
 /// The queue of packets for the guest.
-const TO_GUEST: usize = 0;
+const TO_GUEST: Limits = limits(0);
 
 /// The queue of packets of the guest.
-const FROM_GUEST: usize = 1;
+const FROM_GUEST: Limits = limits(1);
+
+/// The most bytes of a packet. Linux makes none of more than 64 KiB.
+const PACKET_BYTES_MAX: u64 = 1 << 20;
 
 /// The size of each queue.
 const QUEUE_SIZE: u16 = 256;
+
+/// The most buffers of a chain, in the largest ring that a transport offers.
+const QUEUE_SIZE_MAX: usize = 1024;
+
+const fn limits(queue: usize) -> Limits {
+    let max_buffers = QUEUE_SIZE_MAX;
+    Limits { queue, max_bytes: PACKET_BYTES_MAX, max_buffers, indirect: Indirect::Allowed }
+}
 
 /// How many packets go one way before the other way has its turn.
 const TURN: usize = 64;
@@ -83,71 +94,66 @@ impl Vsock {
         let [to_guest, from_guest, ..] = queues else { return Ok(Signals::NONE) };
         let mut signals = Signals::NONE;
         loop {
-            let sent = self.take_packets(from_guest, memory).map_err(broken(FROM_GUEST))?;
-            let received = self.give_packets(to_guest, memory).map_err(broken(TO_GUEST))?;
+            let sent = self.take_packets(from_guest, memory)?;
+            let received = self.give_packets(to_guest, memory)?;
             if (sent, received) == (Turn::Done, Turn::Done) {
                 break;
             }
             self.mux.poll();
         }
-        for (index, queue) in [(TO_GUEST, to_guest), (FROM_GUEST, from_guest)] {
-            if queue.needs_notification(memory).map_err(broken(index))? {
-                signals.add(index);
+        for (queue, limits) in [(to_guest, &TO_GUEST), (from_guest, &FROM_GUEST)] {
+            if chain::wants_signal(queue, memory, limits)? {
+                signals.add(limits.queue);
             }
         }
         Ok(signals)
     }
 
     /// Takes packets of the guest.
-    fn take_packets(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, virtio_queue::Error> {
+    fn take_packets(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, BrokenRing> {
         for _ in 0..TURN {
             if !self.mux.accepts_packets() {
                 // Resets wait for buffers of the guest; it notifies the other queue when it adds some.
                 return Ok(Turn::Done);
             }
-            let Some(chain) = next_chain(queue, memory)? else { return Ok(Turn::Done) };
-            let head = chain.head_index();
-            self.take_packet(chain, memory);
-            queue.add_used(memory, head, 0)?;
+            let Some(chain) = next_chain(queue, memory, &FROM_GUEST)? else { return Ok(Turn::Done) };
+            let head = chain.head();
+            let mut packet = chain.readable;
+            match Header::take(&mut packet) {
+                Ok(header) => self.mux.packet_of_guest(&header, packet),
+                Err(error) => tracing::debug!(%error, "dropped a chain that holds no packet"),
+            }
+            chain::complete(queue, memory, &FROM_GUEST, head, 0)?;
         }
         Ok(Turn::More)
     }
 
-    fn take_packet(&mut self, chain: DescriptorChain<&GuestMemory>, memory: &GuestMemory) {
-        let packet = Buffers::new(memory, chain, Direction::FromGuest)
-            .and_then(|mut buffers| buffers.read_header().map(|header| (header, buffers)));
-        match packet {
-            Ok((header, data)) => self.mux.packet_of_guest(&header, data),
-            Err(packet::BadChain) => tracing::debug!("dropped a chain that holds no packet"),
-        }
-    }
-
     /// Gives packets to the guest.
-    fn give_packets(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, virtio_queue::Error> {
+    fn give_packets(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, BrokenRing> {
         for _ in 0..TURN {
             if !self.mux.has_packet() {
                 return Ok(Turn::Done);
             }
-            let Some(chain) = next_chain(queue, memory)? else { return Ok(Turn::Done) };
-            let head = chain.head_index();
-            let Ok(buffers) = Buffers::new(memory, chain, Direction::ToGuest) else {
-                queue.add_used(memory, head, 0)?;
-                continue;
+            let Some(chain) = next_chain(queue, memory, &TO_GUEST)? else { return Ok(Turn::Done) };
+            let head = chain.head();
+            let mut room = chain.writable;
+            let written = match room.split_first(HEADER_BYTES) {
+                Err(error) => {
+                    tracing::debug!(%error, "returned a buffer that has no room for a packet");
+                    0
+                }
+                Ok(mut place) => match self.mux.packet_for_guest(&room) {
+                    Some(header) if place.write(&header.to_bytes()).is_ok() => {
+                        HEADER_BYTES as u32 + header.len
+                    }
+                    Some(_) => 0,
+                    None => {
+                        chain::put_back(queue);
+                        return Ok(Turn::Done);
+                    }
+                },
             };
-            if buffers.len() < HEADER_BYTES {
-                queue.add_used(memory, head, 0)?;
-                continue;
-            }
-            match self.mux.packet_for_guest(|| buffers.behind_header()) {
-                Some(header) => {
-                    buffers.write_header(header);
-                    queue.add_used(memory, head, HEADER_BYTES as u32 + header.len)?;
-                }
-                None => {
-                    queue.go_to_previous_position();
-                    return Ok(Turn::Done);
-                }
-            }
+            chain::complete(queue, memory, &TO_GUEST, head, written)?;
         }
         Ok(Turn::More)
     }
@@ -157,18 +163,15 @@ impl Vsock {
 fn next_chain<'m>(
     queue: &mut Queue,
     memory: &'m GuestMemory,
-) -> Result<Option<DescriptorChain<&'m GuestMemory>>, virtio_queue::Error> {
-    if let Some(chain) = queue.iter(memory)?.next() {
+    limits: &Limits,
+) -> Result<Option<Chain<'m>>, BrokenRing> {
+    if let Some(chain) = chain::next_chain(queue, memory, limits)? {
         return Ok(Some(chain));
     }
-    if queue.enable_notification(memory)? {
-        return Ok(queue.iter(memory)?.next());
+    if chain::enable_notification(queue, memory, limits)? {
+        return chain::next_chain(queue, memory, limits);
     }
     Ok(None)
-}
-
-fn broken(queue: usize) -> impl Fn(virtio_queue::Error) -> BrokenRing {
-    move |error| BrokenRing { queue, reason: error.to_string() }
 }
 
 impl VirtioDevice for Vsock {

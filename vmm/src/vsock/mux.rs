@@ -15,7 +15,8 @@ use rustix::net::RecvFlags;
 
 use super::connection::Connection;
 use super::credit::BUFFER_BYTES;
-use super::packet::{Buffers, HOST_CID, Header, Op, TYPE_STREAM};
+use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
+use crate::virtio::io::Buffers;
 
 /// The most connections, those that are being asked for included.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -249,7 +250,7 @@ impl Mux {
     }
 
     /// Takes a packet of the guest with its data.
-    pub fn packet_of_guest(&mut self, header: &Header, mut data: Buffers<'_>) {
+    pub fn packet_of_guest(&mut self, header: &Header, data: Buffers<'_>) {
         if header.src_cid != self.guest_cid {
             tracing::debug!(cid = header.src_cid, "dropped a packet with a false sender");
             return;
@@ -258,7 +259,6 @@ impl Mux {
             self.refuse(header);
             return;
         }
-        data.truncate(header.len as usize);
         if header.op() == Some(Op::Request) {
             self.connect(header);
             return;
@@ -271,7 +271,7 @@ impl Mux {
         if header.op() == Some(Op::Data) {
             self.counters.bytes_to_host += u64::from(header.len);
         }
-        if let Err(violation) = entry.connection.packet(header, &data, entry.ports.host) {
+        if let Err(violation) = entry.connection.packet(header, data, entry.ports.host) {
             tracing::debug!(host_port = entry.ports.host, %violation, "reset a connection of the guest");
             entry.connection.forsake();
             self.refuse(header);
@@ -333,9 +333,8 @@ impl Mux {
         !self.resets.is_empty() || !self.line.is_empty()
     }
 
-    /// The next packet for the guest, its data written behind the room for its header; none if there was none
-    /// after all.
-    pub fn packet_for_guest<'m>(&mut self, room: impl Fn() -> Buffers<'m>) -> Option<Header> {
+    /// The next packet for the guest, its data written to `room`; none if there was none after all.
+    pub fn packet_for_guest(&mut self, room: &Buffers<'_>) -> Option<Header> {
         if let Some(reset) = self.resets.pop_front() {
             return Some(reset);
         }
@@ -343,7 +342,7 @@ impl Mux {
             let Some(entry) = self.entries.get_mut(&token) else { continue };
             entry.queued = false;
             let ports = entry.ports;
-            let outgoing = entry.connection.next_packet(room());
+            let outgoing = entry.connection.next_packet(room);
             self.settle(token);
             if let Some(outgoing) = outgoing {
                 self.counters.bytes_to_guest += u64::from(outgoing.len);

@@ -1,16 +1,10 @@
 //! Packets: a header of 44 bytes, little-endian, and data.
 //!
-//! A packet of the guest lies in the readable descriptors of a chain of the transmit queue, one for the guest
-//! in the writable descriptors of a chain of the receive queue. How a chain is cut into descriptors is the
-//! driver's choice (virtio 1.2, 2.7.4), so neither the header nor the data is taken to be in one piece.
+//! A packet of the guest lies in the readable buffers of a chain of the transmit queue, one for the guest in the
+//! writable buffers of a chain of the receive queue. How a chain is cut into buffers is the driver's choice
+//! (virtio 1.2, 2.7.4), so neither the header nor the data is taken to be in one piece.
 
-use std::ops::Deref;
-
-use virtio_queue::DescriptorChain;
-use vm_memory::bitmap::MS;
-use vm_memory::{GuestMemory as _, VolatileSlice};
-
-use crate::virtio::GuestMemory;
+use crate::virtio::io::{Buffers, TooShort};
 
 /// The length of a header.
 pub const HEADER_BYTES: usize = 44;
@@ -94,6 +88,13 @@ impl Header {
         Op::from_wire(self.op)
     }
 
+    /// Takes the header off the front of a packet.
+    pub fn take(packet: &mut Buffers<'_>) -> Result<Self, TooShort> {
+        let mut bytes = [0; HEADER_BYTES];
+        packet.read(&mut bytes)?;
+        Ok(Self::from_bytes(&bytes))
+    }
+
     /// A header from the wire.
     pub fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Self {
         let mut wire = Wire { bytes: bytes.iter() };
@@ -141,141 +142,5 @@ struct Wire<'a> {
 impl Wire<'_> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
         std::array::from_fn(|_| self.bytes.next().copied().unwrap_or(0))
-    }
-}
-
-/// A piece of guest memory.
-pub type Slice<'a> = VolatileSlice<'a, MS<'a, GuestMemory>>;
-
-/// The pieces of guest memory that a chain names, all for reading or all for writing.
-pub struct Buffers<'a> {
-    slices: Vec<Slice<'a>>,
-}
-
-/// A chain that cannot hold a packet: descriptors of the wrong direction, or outside guest memory.
-#[derive(Debug, PartialEq, Eq)]
-pub struct BadChain;
-
-/// What the device does with a chain.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// It reads a packet of the guest.
-    FromGuest,
-    /// It writes a packet for the guest.
-    ToGuest,
-}
-
-impl<'a> Buffers<'a> {
-    /// The memory of a chain.
-    pub fn new<M>(
-        memory: &'a GuestMemory,
-        chain: DescriptorChain<M>,
-        direction: Direction,
-    ) -> Result<Self, BadChain>
-    where
-        M: Deref,
-        M::Target: vm_memory::GuestMemory,
-    {
-        let mut slices = Vec::with_capacity(2);
-        for descriptor in chain {
-            if descriptor.is_write_only() != (direction == Direction::ToGuest) {
-                return Err(BadChain);
-            }
-            let slice =
-                memory.get_slice(descriptor.addr(), descriptor.len() as usize).map_err(|_| BadChain)?;
-            if !slice.is_empty() {
-                slices.push(slice);
-            }
-        }
-        Ok(Self { slices })
-    }
-
-    /// The pieces, in order, none empty.
-    pub fn slices(&self) -> &[Slice<'a>] {
-        &self.slices
-    }
-
-    /// Bytes in all of them.
-    pub fn len(&self) -> usize {
-        self.slices.iter().map(|slice| slice.len()).fold(0, usize::saturating_add)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.slices.is_empty()
-    }
-
-    /// Takes a header off the front.
-    pub fn read_header(&mut self) -> Result<Header, BadChain> {
-        let mut bytes = [0; HEADER_BYTES];
-        let copied = self.copy_to(&mut bytes);
-        if copied < HEADER_BYTES {
-            return Err(BadChain);
-        }
-        self.skip(HEADER_BYTES);
-        Ok(Header::from_bytes(&bytes))
-    }
-
-    /// What is left for data behind a header.
-    pub fn behind_header(&self) -> Self {
-        let mut data = Self { slices: self.slices.clone() };
-        data.skip(HEADER_BYTES);
-        data
-    }
-
-    /// Writes a header at the front.
-    pub fn write_header(&self, header: Header) {
-        let bytes = header.to_bytes();
-        let mut rest = bytes.as_slice();
-        for slice in &self.slices {
-            let (part, later) = rest.split_at(slice.len().min(rest.len()));
-            slice.copy_from(part);
-            rest = later;
-        }
-    }
-
-    /// Copies from the front into `to`; returns how many bytes there were.
-    pub fn copy_to(&self, to: &mut [u8]) -> usize {
-        let mut copied = 0;
-        for slice in &self.slices {
-            let Some(rest) = to.get_mut(copied..).filter(|rest| !rest.is_empty()) else { break };
-            copied += slice.copy_to(rest);
-        }
-        copied
-    }
-
-    /// Drops bytes from the front.
-    pub fn skip(&mut self, mut bytes: usize) {
-        let mut whole = 0;
-        for slice in &mut self.slices {
-            if slice.len() <= bytes {
-                bytes -= slice.len();
-                whole += 1;
-            } else {
-                if let Ok(rest) = slice.offset(bytes) {
-                    *slice = rest;
-                }
-                break;
-            }
-        }
-        self.slices.drain(..whole);
-    }
-
-    /// Drops all but so many bytes from the front.
-    pub fn truncate(&mut self, mut bytes: usize) {
-        let mut kept = 0;
-        for slice in &mut self.slices {
-            if bytes == 0 {
-                break;
-            }
-            if slice.len() > bytes
-                && let Ok(part) = slice.subslice(0, bytes)
-            {
-                *slice = part;
-            }
-            bytes -= slice.len();
-            kept += 1;
-        }
-        self.slices.truncate(kept);
     }
 }
