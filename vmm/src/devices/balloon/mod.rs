@@ -172,10 +172,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << F_PAGE_POISON
-            | 1 << F_PAGE_REPORTING
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << F_PAGE_POISON | 1 << F_PAGE_REPORTING
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -65,7 +65,10 @@ fn reported_memory_goes_back_to_the_host() {
     let mut bench = bench(ALL);
     bench.fill(4);
     assert_eq!(bench.resident(4), [true; 4]);
-    bench.send(REPORTING, &[Part::WriteAt(FREE, PAGE as u32), Part::WriteAt(FREE + 2 * PAGE as u64, PAGE as u32)]);
+    bench.send(
+        REPORTING,
+        &[Part::WriteAt(FREE, PAGE as u32), Part::WriteAt(FREE + 2 * PAGE as u64, PAGE as u32)],
+    );
     assert_eq!(bench.resident(4), [false, true, false, true]);
     assert_eq!(bench.zeroed(4), [true, false, true, false]);
     assert_eq!((bench.counter("reported_bytes"), bench.balloon.reported_bytes()), (8192, 8192));
@@ -119,7 +122,8 @@ fn pages_are_inflated_in_runs_and_one_by_one() {
     let mut bench = bench(ALL);
     bench.fill(8);
     let first = (FREE / PAGE as u64) as u32;
-    let list: Vec<u8> = [first, first + 1, first + 5, first + 3].into_iter().flat_map(u32::to_le_bytes).collect();
+    let list: Vec<u8> =
+        [first, first + 1, first + 5, first + 3].into_iter().flat_map(u32::to_le_bytes).collect();
     let (head, tail) = list.split_at(7);
     bench.send(INFLATE, &[Part::Read(head), Part::Read(tail)]);
     assert_eq!(bench.zeroed(8), [true, true, false, true, false, true, false, false]);

@@ -84,9 +84,7 @@ impl<'m> Request<'m> {
             return Err(Status::IoError);
         }
         match kind {
-            VIRTIO_BLK_T_IN => {
-                Ok(Self::Read(span_of(image, sector, &writable)?, only(writable, &readable)?))
-            }
+            VIRTIO_BLK_T_IN => Ok(Self::Read(span_of(image, sector, &writable)?, only(writable, &readable)?)),
             VIRTIO_BLK_T_OUT => {
                 Ok(Self::Write(span_of(image, sector, &readable)?, only(readable, &writable)?))
             }

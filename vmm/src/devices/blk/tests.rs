@@ -88,8 +88,12 @@ impl Bench {
 #[test]
 fn sectors_are_read_into_split_buffers() {
     let mut bench = bench(true);
-    let (status, data) =
-        bench.send(&[Part::Read(&header(VIRTIO_BLK_T_IN, 3)), Part::Write(100), Part::Write(924), Part::Write(1)]);
+    let (status, data) = bench.send(&[
+        Part::Read(&header(VIRTIO_BLK_T_IN, 3)),
+        Part::Write(100),
+        Part::Write(924),
+        Part::Write(1),
+    ]);
     assert_eq!(status, OK);
     assert_eq!(data, [[3; 512], [4; 512]].concat());
     assert_eq!(bench.blk.statistics()["read_bytes"], 1024);
@@ -112,7 +116,10 @@ fn the_frame_of_a_request_may_be_cut_anywhere() {
 fn sectors_are_written() {
     let mut bench = bench(false);
     let data = [9; 1024];
-    assert_eq!(bench.send(&[Part::Read(&header(VIRTIO_BLK_T_OUT, 62)), Part::Read(&data), Part::Write(1)]).0, OK);
+    assert_eq!(
+        bench.send(&[Part::Read(&header(VIRTIO_BLK_T_OUT, 62)), Part::Read(&data), Part::Write(1)]).0,
+        OK
+    );
     let mut expected = pattern();
     expected[62 * 512..].fill(9);
     assert!(bench.content() == expected);
@@ -139,7 +146,10 @@ fn a_read_only_disk_is_not_written() {
     assert_ne!(bench.blk.features() & (1 << VIRTIO_BLK_F_RO), 0);
     assert_eq!(bench.blk.features() & (1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES), 0);
     let data = [1; 512];
-    assert_eq!(bench.send(&[Part::Read(&header(VIRTIO_BLK_T_OUT, 0)), Part::Read(&data), Part::Write(1)]).0, IO_ERROR);
+    assert_eq!(
+        bench.send(&[Part::Read(&header(VIRTIO_BLK_T_OUT, 0)), Part::Read(&data), Part::Write(1)]).0,
+        IO_ERROR
+    );
     for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
         let parts = [Part::Read(&header(kind, 0)), Part::Read(&segment(0, 1, 0)), Part::Write(1)];
         assert_eq!(bench.send(&parts).0, IO_ERROR);
@@ -159,8 +169,16 @@ fn malformed_requests_are_answered_with_an_error() {
         ("no header", vec![Part::Write(513)], IO_ERROR),
         ("half a sector read", vec![Part::Read(&read), Part::Write(256), Part::Write(1)], IO_ERROR),
         ("half a sector written", vec![Part::Read(&write), Part::Read(&[1; 256]), Part::Write(1)], IO_ERROR),
-        ("a read with data to read", vec![Part::Read(&read), Part::Read(&[1; 512]), Part::Write(513)], IO_ERROR),
-        ("a write into the guest", vec![Part::Read(&write), Part::Read(&[1; 512]), Part::Write(513)], IO_ERROR),
+        (
+            "a read with data to read",
+            vec![Part::Read(&read), Part::Read(&[1; 512]), Part::Write(513)],
+            IO_ERROR,
+        ),
+        (
+            "a write into the guest",
+            vec![Part::Read(&write), Part::Read(&[1; 512]), Part::Write(513)],
+            IO_ERROR,
+        ),
         ("an unknown type", vec![Part::Read(&unknown), Part::Write(1)], UNSUPPORTED),
     ];
     for (what, parts, expected) in &cases {
@@ -205,7 +223,8 @@ fn a_read_over_its_own_ring_is_survived() {
 #[test]
 fn the_identifier_is_told() {
     let mut bench = bench(true);
-    let (status, id) = bench.send(&[Part::Read(&header(VIRTIO_BLK_T_GET_ID, 0)), Part::Write(20), Part::Write(1)]);
+    let (status, id) =
+        bench.send(&[Part::Read(&header(VIRTIO_BLK_T_GET_ID, 0)), Part::Write(20), Part::Write(1)]);
     assert_eq!((status, &id[..]), (OK, &b"sandbox-blk0\0\0\0\0\0\0\0\0"[..]));
     let short = [Part::Read(&header(VIRTIO_BLK_T_GET_ID, 0)), Part::Write(19), Part::Write(1)];
     assert_eq!(bench.send(&short).0, IO_ERROR);

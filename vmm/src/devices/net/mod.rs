@@ -156,7 +156,8 @@ impl Net {
             return Ok(Signals::NONE);
         };
         let max_buffers = QUEUE_SIZE.into();
-        let limits = Limits { queue: index, max_bytes: MAX_CHAIN_BYTES, max_buffers, indirect: self.indirect };
+        let limits =
+            Limits { queue: index, max_bytes: MAX_CHAIN_BYTES, max_buffers, indirect: self.indirect };
         let mut budget = Budget(FRAMES_AT_A_TIME);
         let (signals, drained) = match index {
             RECEIVE => self.receiver.drain(&self.tap, queue, memory, &limits, &mut budget)?,

@@ -93,7 +93,8 @@ impl Receiver {
         limits: &Limits,
         budget: &mut Budget,
     ) -> Result<(Signals, Drained), BrokenRing> {
-        let broken = |error: virtio_queue::Error| BrokenRing { queue: limits.queue, reason: error.to_string() };
+        let broken =
+            |error: virtio_queue::Error| BrokenRing { queue: limits.queue, reason: error.to_string() };
         let before = queue.next_used();
         queue.disable_notification(memory).map_err(broken)?;
         let drained = loop {

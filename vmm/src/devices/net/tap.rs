@@ -126,7 +126,8 @@ impl Tap {
     fn set_header_size(&self) -> Result<(), TapError> {
         let size = HEADER_BYTES as libc::c_int;
         // SAFETY: the request reads one int, which lives until it returns.
-        let outcome = check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) });
+        let outcome =
+            check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) });
         outcome.map_err(|error| self.failed("the header size", error))
     }
 

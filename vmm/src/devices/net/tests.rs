@@ -4,7 +4,9 @@ use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice, recv, send, socket_with,
+};
 
 use super::*;
 use crate::devices::testing::{Driver, Part, memory, notify, ready};
@@ -48,7 +50,8 @@ fn own_network() -> Result<(), String> {
         format!("link set {TAP} mtu 65521 txqueuelen 500"),
         format!("link set {TAP} up"),
     ] {
-        let output = Command::new("ip").args(words.split(' ')).output().map_err(|error| format!("ip: {error}"))?;
+        let output =
+            Command::new("ip").args(words.split(' ')).output().map_err(|error| format!("ip: {error}"))?;
         if !output.status.success() {
             return Err(format!("ip {words}: {}", String::from_utf8_lossy(&output.stderr)));
         }
@@ -424,6 +427,11 @@ fn what_is_no_tap_is_refused() {
         assert!(matches!(open("lo"), TapError::Attach { .. }));
         // The bench's device is attached to it.
         assert!(matches!(open(TAP), TapError::Attach { .. }));
-        assert!(Command::new("ip").args(["link", "show", "nothing"]).output().is_ok_and(|output| !output.status.success()));
+        assert!(
+            Command::new("ip")
+                .args(["link", "show", "nothing"])
+                .output()
+                .is_ok_and(|output| !output.status.success())
+        );
     });
 }
