@@ -19,7 +19,7 @@ use crate::virtio::io::Buffers;
 pub const SECTOR_BYTES: u64 = 512;
 
 /// The bytes written at a time where zeroes have to be written one by one.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why an image cannot be a disk.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +139,7 @@ impl Image {
         })?;
         // The metadata of a block device has no length.
         let bytes = file.seek(SeekFrom::End(0)).map_err(inspect("measure"))?;
-        if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(ImageError::Size { path: path(), bytes });
         }
         Ok(Self { file, access, sectors: bytes / SECTOR_BYTES })
@@ -158,7 +158,7 @@ impl Image {
     /// So many bytes from a sector on, if they are whole sectors of the image.
     pub fn span(&self, sector: u64, bytes: u64) -> Option<Span> {
         let end = sector.checked_add(bytes / SECTOR_BYTES)?;
-        let inside = bytes % SECTOR_BYTES == 0 && end <= self.sectors;
+        let inside = bytes.is_multiple_of(SECTOR_BYTES) && end <= self.sectors;
         inside.then(|| Span { offset: sector * SECTOR_BYTES, bytes })
     }
 
