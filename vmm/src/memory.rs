@@ -65,6 +65,11 @@ impl Layout {
         Self { low, high: bytes - low }
     }
 
+    /// All bytes.
+    pub fn total(self) -> u64 {
+        self.low + self.high
+    }
+
     /// All memory, as the host backs it.
     pub fn backed(self) -> Vec<Extent> {
         let low = Extent { start: 0, len: self.low };

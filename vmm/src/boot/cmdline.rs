@@ -27,9 +27,10 @@ pub enum Console {
 /// - `panic=-1 reboot=k`: after a panic or on a reboot, reset at once through the keyboard controller, whose
 ///   stub ends the machine.
 /// - those of [`panic_log::words`]: on a panic, leave the log where the VMM finds it.
+/// - `swiotlb=noforce`: no bounce buffers, which no device here needs, in guests of more than 3 GiB.
 /// - `random.trust_cpu=on`: the entropy pool is ready from the first instruction; virtio-rng adds to it.
 pub fn kernel_cmdline(panic_log: Extent, console: Console, slots: &[MmioSlot], extra: &str) -> String {
-    let mut words = vec!["panic=-1".to_owned(), "reboot=k".to_owned(), "random.trust_cpu=on".to_owned()];
+    let mut words = vec!["panic=-1 reboot=k swiotlb=noforce random.trust_cpu=on".to_owned()];
     words.push(panic_log::words(panic_log.start));
     match console {
         Console::Serial => words.push("console=ttyS0".to_owned()),

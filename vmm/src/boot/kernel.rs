@@ -13,9 +13,12 @@ use crate::virtio::GuestMemory;
 
 const MIB: u64 = 1 << 20;
 
-/// What a kernel and its agent need besides the kernel's and the image's own bytes: the image unpacked, the
-/// kernel's tables, a few processes.
-const WORKING_BYTES: u64 = 24 * MIB;
+/// What a kernel and its agent need besides the kernel, the image and the image unpacked: the kernel's tables
+/// and a few processes.
+const WORKING_BYTES: u64 = 20 * MIB;
+
+/// Where kernels of ours are linked to (`CONFIG_PHYSICAL_START`): the memory below stays free.
+const KERNEL_START: u64 = 16 * MIB;
 
 /// The first bytes of a cpio archive in the format of an initramfs, and of the usual compressions.
 const CPIO_MAGIC: &[u8] = b"070701";
@@ -31,7 +34,7 @@ pub struct Loaded {
 /// Loads a kernel to the addresses that it says.
 pub fn load_kernel(memory: &GuestMemory, layout: Layout, kernel: &mut GuestFile) -> Result<Loaded, BootError> {
     let path = kernel.path.clone();
-    let memory_mib = layout.panic_log().end() / MIB;
+    let memory_mib = layout.total() / MIB;
     let loaded = Elf::load(memory, None, &mut kernel.file, Some(GuestAddress(EXTENDED_START)));
     let loaded = loaded.map_err(|error| match error {
         LoaderError::Elf(ElfError::ReadKernelImage) => BootError::LoadKernel {
@@ -39,7 +42,7 @@ pub fn load_kernel(memory: &GuestMemory, layout: Layout, kernel: &mut GuestFile)
             memory_mib,
             why: "a segment is cut off, or does not fit into the memory".to_owned(),
         },
-        error => BootError::NotAKernel { path: path.clone(), why: error.to_string() },
+        error => BootError::NotAKernel { path: path.clone(), why: in_words(error) },
     })?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoPvhEntry(path));
@@ -51,6 +54,16 @@ pub fn load_kernel(memory: &GuestMemory, layout: Layout, kernel: &mut GuestFile)
     Ok(Loaded { entry, end: loaded.kernel_end })
 }
 
+/// What the loader makes of a file that it does not take.
+fn in_words(error: LoaderError) -> String {
+    match error {
+        LoaderError::Elf(ElfError::ReadElfHeader) => "it is too short".to_owned(),
+        LoaderError::Elf(ElfError::InvalidElfMagicNumber) => "it is no ELF image".to_owned(),
+        LoaderError::Elf(ElfError::InvalidEntryAddress) => "it is an ELF image, but not of a kernel".to_owned(),
+        error => error.to_string(),
+    }
+}
+
 /// Loads the initramfs to the upper end of low memory.
 pub fn load_image(
     memory: &GuestMemory,
@@ -60,14 +73,14 @@ pub fn load_image(
 ) -> Result<Extent, BootError> {
     let bytes = check_image(image)?;
     let top = layout.panic_log().start;
-    let start = top.checked_sub(bytes).map(|start| start & !0xfff);
-    let needed = kernel_end + 2 * bytes + WORKING_BYTES;
-    let Some(start) = start.filter(|_| needed <= top) else {
+    let start = top.checked_sub(bytes).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
+    let needed = kernel_end.saturating_sub(KERNEL_START) + 2 * bytes + WORKING_BYTES;
+    let Some(start) = start.filter(|_| needed <= layout.total()) else {
         return Err(BootError::TooLittleMemory {
-            memory_mib: layout.panic_log().end().div_ceil(MIB),
+            memory_mib: layout.total() / MIB,
             kernel_end_mib: kernel_end.div_ceil(MIB),
             image_mib: bytes.div_ceil(MIB),
-            needed_mib: needed.div_ceil(MIB) + 1,
+            needed_mib: needed.max(kernel_end + bytes).div_ceil(MIB) + 1,
         });
     };
     let count = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -97,3 +110,7 @@ fn size_and_start(file: &mut File, start: &mut [u8]) -> std::io::Result<u64> {
     }
     Ok(size)
 }
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;
