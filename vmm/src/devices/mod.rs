@@ -19,7 +19,7 @@ fn read_config_space(space: &[u8], offset: u64, data: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {

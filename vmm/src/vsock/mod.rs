@@ -26,6 +26,8 @@ mod connection;
 mod credit;
 mod mux;
 mod packet;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
