@@ -7,7 +7,8 @@
 //! | 125 | `sandbox run`: the sandbox itself failed (as in other container tools) |
 //! | 126 | `sandbox run`: the program cannot be executed |
 //! | 127 | `sandbox run`: the program does not exist |
-//! | 137 | `sandbox run`: the process ignored what it was told and was cut off |
+//! | 130 | `sandbox run`: a second interrupt cut the sandbox off |
+//! | 137 | `sandbox run`: the process did not end of SIGKILL and was cut off |
 //! | 1 | any other command failed |
 //! | 2 | any other command was not understood |
 
@@ -32,17 +33,19 @@ pub const FAILED: u8 = 1;
 pub const MISUNDERSTOOD: u8 = 2;
 
 const SIGNAL: u8 = 128;
+const SIGINT: u8 = 2;
 const SIGKILL: u8 = 9;
 
 /// The exit code of `sandbox run` for a sandbox that ended so.
 pub fn code_of(ending: &Ending) -> u8 {
     match ending {
-        Ending::Exited(status) => status.shell_code(),
+        Ending::Exited { status, .. } => status.shell_code(),
         Ending::Failed { failure, .. } => match failure {
             Failure::CommandNotFound => NOT_FOUND,
             Failure::CommandNotExecutable => NOT_EXECUTABLE,
             Failure::TimedOut => TIMED_OUT,
             Failure::Cancelled { signal } => SIGNAL.saturating_add(*signal),
+            Failure::Interrupted => SIGNAL + SIGINT,
             Failure::Killed => SIGNAL + SIGKILL,
             Failure::Other => SANDBOX_FAILED,
         },
@@ -59,13 +62,14 @@ mod tests {
     fn every_ending_has_the_code_of_the_table() {
         let failed = |failure| Ending::Failed { failure, message: String::new() };
         for (ending, code) in [
-            (Ending::Exited(ExitStatus::Code(3)), 3),
-            (Ending::Exited(ExitStatus::Signal(15)), 143),
+            (Ending::Exited { status: ExitStatus::Code(3), out_of_memory: false }, 3),
+            (Ending::Exited { status: ExitStatus::Signal(15), out_of_memory: true }, 143),
             (failed(Failure::TimedOut), 124),
             (failed(Failure::Other), 125),
             (failed(Failure::CommandNotExecutable), 126),
             (failed(Failure::CommandNotFound), 127),
             (failed(Failure::Cancelled { signal: 2 }), 130),
+            (failed(Failure::Interrupted), 130),
             (failed(Failure::Killed), 137),
         ] {
             assert_eq!(code_of(&ending), code, "{ending:?}");

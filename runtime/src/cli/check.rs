@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use sandbox_vmm_api::{MachineKind, Probe, ProbedMachine};
 use serde::Serialize;
 
+use super::run::name;
 use super::{Error, print};
 use crate::artefact::Artefact;
 use crate::exit;
@@ -13,9 +14,15 @@ use crate::exit;
 /// The arguments of `sandbox check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Print it as JSON
-    #[arg(long)]
-    json: bool,
+    /// Form of the report
+    #[arg(long, short, value_enum, default_value = "text")]
+    format: Form,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Form {
+    Text,
+    Json,
 }
 
 /// Why the host could not be looked at.
@@ -65,9 +72,9 @@ enum Verdict {
 /// Reports what the host offers. The exit code says whether a sandbox can run.
 pub fn check(args: &Args) -> Result<u8, Error> {
     let report = look()?;
-    match args.json {
-        true => print(&format!("{}\n", serde_json::json!(report)))?,
-        false => print(&text(&report))?,
+    match args.format {
+        Form::Json => print(&format!("{}\n", serde_json::json!(report)))?,
+        Form::Text => print(&text(&report))?,
     }
     Ok(if report.ready { 0 } else { exit::FAILED })
 }
@@ -160,11 +167,7 @@ fn text(report: &Report) -> String {
             text += &format!("      {:width$}  → {remedy}\n", "");
         }
     }
-    let auto = match report.auto {
-        Some(MachineKind::Kvm) => "kvm",
-        Some(MachineKind::Qemu) => "qemu",
-        None => "none",
-    };
+    let auto = report.auto.map_or("none", name);
     text += &format!("\nmachine taken by default: {auto} ({})\n", report.reason);
     text += if report.ready { "ready\n" } else { "NOT ready: see what failed above\n" };
     text

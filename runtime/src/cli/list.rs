@@ -1,7 +1,6 @@
 //! `sandbox list`.
 
-use sandbox_vmm_api::MachineKind;
-
+use super::run::name;
 use super::{Error, Global, print};
 use crate::state::{Record, list as records};
 
@@ -47,11 +46,7 @@ fn table(records: &[Record]) -> String {
 }
 
 fn row(record: &Record) -> [String; 6] {
-    let machine = match record.machine {
-        Some(MachineKind::Kvm) => "kvm",
-        Some(MachineKind::Qemu) => "qemu",
-        None => "-",
-    };
+    let machine = record.machine.map_or("-", name);
     [
         record.id.to_string(),
         record.pid.to_string(),

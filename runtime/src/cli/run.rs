@@ -20,6 +20,8 @@ use crate::{client, exit};
 /// The guest's context id. Each machine has a vsock device of its own, so that all can have the same.
 const GUEST_CID: u32 = 3;
 
+const OUT_OF_MEMORY: &str = "the container reached its memory limit and a process in it was killed: --memory SIZE gives more";
+
 /// The arguments of `sandbox run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -86,16 +88,19 @@ pub fn run(args: Args, global: &Global, log: &Log) -> Result<u8, Error> {
     let (plan, directory) = prepare(&args, global, log)?;
     timeline.mark("read bundle");
     let mut on_machine = |kind: MachineKind, reason: &str| {
-        log.debug(&format!("the machine is {kind:?}: {reason}"));
-        if args.machine.is_auto() && kind == MachineKind::Qemu && !args.quiet {
-            log.info(&format!("running on the software machine (QEMU): {reason}"));
+        let choice = format!("machine: {}: {reason}", name(kind));
+        match args.machine.is_auto() && !args.quiet {
+            true => log.info(&choice),
+            false => log.debug(&choice),
         }
     };
     let (ending, rest) = client::run(&plan, directory, &mut on_machine)?;
     timeline.append(rest);
     timeline.mark("end monitor");
-    if let Ending::Failed { message, .. } = &ending {
-        log.error(message);
+    match &ending {
+        Ending::Failed { message, .. } => log.error(message),
+        Ending::Exited { out_of_memory: true, .. } => log.info(OUT_OF_MEMORY),
+        Ending::Exited { .. } => {}
     }
     if args.timings {
         eprint!("{}", timeline.table());
@@ -192,6 +197,14 @@ fn set_console_size(guest: &mut GuestSpec) {
     if let (Some(true), Some((width, height))) = (process.terminal(), window_size(std::io::stdin())) {
         let size = BoxBuilder::default().width(width).height(height).build();
         process.set_console_size(size.ok());
+    }
+}
+
+/// The name of a machine, as `--machine` takes it.
+pub fn name(machine: MachineKind) -> &'static str {
+    match machine {
+        MachineKind::Kvm => "kvm",
+        MachineKind::Qemu => "qemu",
     }
 }
 

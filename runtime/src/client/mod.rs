@@ -134,15 +134,13 @@ impl Watch<'_> {
 
     fn pass_signals_on(&mut self, lifeline: &mut UnixStream) {
         while let Some(signal) = self.signals.next() {
+            if let (Signal::SIGCONT, Some(terminal)) = (signal, &self.terminal) {
+                // The shell had the terminal while we were stopped.
+                terminal.apply();
+                self.pass_size_on(lifeline);
+            }
             match signal {
                 Signal::SIGWINCH => self.pass_size_on(lifeline),
-                Signal::SIGCONT => {
-                    // The shell had the terminal while we were stopped.
-                    if let Some(terminal) = &self.terminal {
-                        terminal.apply();
-                        self.pass_size_on(lifeline);
-                    }
-                }
                 Signal::SIGINT => pass_on(Request::Interrupt, lifeline),
                 signal => pass_on(Request::Signal { signal: signal as i32 }, lifeline),
             }

@@ -6,7 +6,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// The signals that reach the process in the guest.
-pub const FORWARDED: [Signal; 7] = [
+pub const FORWARDED: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -14,6 +14,7 @@ pub const FORWARDED: [Signal; 7] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
     Signal::SIGALRM,
+    Signal::SIGCONT,
 ];
 
 /// Signals as something to read.
@@ -27,7 +28,7 @@ impl Signals {
         let ignored = ignored();
         let mut read = SigSet::empty();
         let wanted = FORWARDED.into_iter().filter(|s| *s != Signal::SIGHUP || !ignored.contains(Signal::SIGHUP));
-        for signal in wanted.chain([Signal::SIGWINCH, Signal::SIGCONT]) {
+        for signal in wanted.chain([Signal::SIGWINCH]) {
             read.add(signal);
         }
         let mut blocked = read;

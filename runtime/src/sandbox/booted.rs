@@ -15,6 +15,9 @@ use crate::timings::Timeline;
 /// Entropy for a guest: twice what its pool takes in at once.
 const ENTROPY_BYTES: usize = 64;
 
+/// What a machine that boots still has to come to.
+const AGENT: &str = "its agent answered";
+
 /// A sandbox whose machine has been started.
 #[derive(Debug)]
 pub struct Booted {
@@ -54,10 +57,10 @@ impl Booted {
         let times = self.prepared.plan.times;
         let console = self.prepared.plan.machine.console.is_some();
         match inbox.next(Some(self.deadline)).ok_or(Error::NoAgent { limit: times.answer, console })? {
-            Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded(reason)),
+            Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded { reason, before: AGENT }),
             Event::MachineGone => Err(Error::MachineDied(self.machine.last_words())),
             // The machine's own word says more, where there is one.
-            Event::AgentLost(why) => Err(self.machine_ended(inbox).unwrap_or(Error::AgentLost(why))),
+            Event::AgentLost(why) => Err(self.machine_ended(inbox, AGENT).unwrap_or(Error::AgentLost(why))),
             Event::ClientGone => Err(Error::ClientGone),
             Event::Request(request, answer) => {
                 if let Some(signal) = cancels(request) {
@@ -77,12 +80,12 @@ impl Booted {
     }
 
     /// Why the machine ended, if it tells so within a moment: a guest that goes takes its connections with it.
-    pub(super) fn machine_ended(&mut self, inbox: &Inbox) -> Option<Error> {
+    pub(super) fn machine_ended(&mut self, inbox: &Inbox, before: &'static str) -> Option<Error> {
         const MOMENT: std::time::Duration = std::time::Duration::from_millis(500);
         let deadline = Instant::now() + MOMENT;
         loop {
             match inbox.next(Some(deadline))? {
-                Event::Machine(VmEvent::Exited { reason }) => return Some(Error::MachineEnded(reason)),
+                Event::Machine(VmEvent::Exited { reason }) => return Some(Error::MachineEnded { reason, before }),
                 Event::MachineGone => return Some(Error::MachineDied(self.machine.last_words())),
                 _ => {}
             }

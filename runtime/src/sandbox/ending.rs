@@ -17,7 +17,12 @@ use crate::state::{Refused, StateError};
 #[serde(rename_all = "kebab-case")]
 pub enum Ending {
     /// The process ended, and all its output was delivered.
-    Exited(ExitStatus),
+    Exited {
+        /// How.
+        status: ExitStatus,
+        /// Whether the memory limit killed something.
+        out_of_memory: bool,
+    },
     /// Something else.
     Failed {
         /// The kind, for exit codes.
@@ -42,7 +47,9 @@ pub enum Failure {
         /// Its number.
         signal: u8,
     },
-    /// The process did not end when it was told to, and the machine was cut off.
+    /// A second interrupt cut the machine off.
+    Interrupted,
+    /// The process did not end of SIGKILL, and the machine was cut off.
     Killed,
     /// Anything else.
     Other,
@@ -72,10 +79,15 @@ pub enum Error {
         error: io::Error,
     },
     /// The machine ended and said why.
-    #[error("{}", describe(.0))]
-    MachineEnded(ExitReason),
+    #[error("{}", describe(.reason, .before))]
+    MachineEnded {
+        /// Why.
+        reason: ExitReason,
+        /// What was still to come.
+        before: &'static str,
+    },
     /// The machine's process ended without a word.
-    #[error("the virtual machine died: {0}")]
+    #[error("the virtual machine's process sandbox-vmm died: {0}")]
     MachineDied(String),
     /// The agent never spoke.
     #[error(
@@ -125,8 +137,11 @@ pub enum Error {
     /// A signal came before the process ran.
     #[error("stopped by signal {0} before the process started")]
     Cancelled(u8),
-    /// The process ignored what it was told.
-    #[error("the process did not end when it was told to, and the sandbox was cut off")]
+    /// The user has had enough.
+    #[error("interrupted twice: the sandbox was cut off")]
+    Interrupted,
+    /// The process ignored what cannot be ignored.
+    #[error("the process did not end when it was killed, and the sandbox was cut off")]
     Killed,
     /// The client has gone.
     #[error("the command that started the sandbox is gone")]
@@ -143,6 +158,7 @@ impl Ending {
             }
             Error::TimedOut(_) => Failure::TimedOut,
             Error::Cancelled(signal) => Failure::Cancelled { signal: *signal },
+            Error::Interrupted => Failure::Interrupted,
             Error::Killed => Failure::Killed,
             _ => Failure::Other,
         };
@@ -150,10 +166,10 @@ impl Ending {
     }
 }
 
-fn describe(reason: &ExitReason) -> String {
+fn describe(reason: &ExitReason, before: &str) -> String {
     match reason {
-        ExitReason::PowerOff => "the guest powered itself off before its process ended".into(),
-        ExitReason::Reset => "the guest reset itself before its process ended".into(),
+        ExitReason::PowerOff => format!("the guest powered itself off before {before}"),
+        ExitReason::Reset => format!("the guest reset itself before {before}"),
         ExitReason::TripleFault => "the guest's CPU gave up (triple fault): the guest kernel is broken or was broken".into(),
         ExitReason::Panic { console } => {
             let lines: String = console.iter().map(|line| format!("\n  {}", printable(line))).collect();

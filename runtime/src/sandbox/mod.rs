@@ -24,7 +24,7 @@ pub use ending::{Ending, Error, Failure};
 pub use event::{Event, Inbox, Sender};
 pub use plan::{Plan, Times};
 pub use prepared::Prepared;
-pub use ready::Ready;
+pub use ready::{Exit, Ready};
 pub use request::{Answer, Request};
 
 use crate::state::StateDir;
@@ -47,7 +47,7 @@ pub fn run(
     timeline: &mut Timeline,
 ) -> Ending {
     let ending = match live(plan, directory, inbox, watcher, timeline) {
-        Ok(status) => Ending::Exited(status),
+        Ok(Exit { status, out_of_memory }) => Ending::Exited { status, out_of_memory },
         Err(error) => Ending::of(&error),
     };
     timeline.mark("clean up");
@@ -60,7 +60,7 @@ fn live(
     inbox: &Inbox,
     watcher: &mut dyn Watcher,
     timeline: &mut Timeline,
-) -> Result<sandbox_protocol::ExitStatus, Error> {
+) -> Result<Exit, Error> {
     let prepared = Prepared::new(plan, directory, inbox)?;
     timeline.mark("prepare");
     let booted = prepared.boot(inbox, watcher, timeline)?;
@@ -70,11 +70,11 @@ fn live(
     ready.start(inbox)?;
     timeline.mark("start process");
     watcher.started();
-    let status = ready.wait(inbox)?;
+    let exit = ready.wait(inbox)?;
     timeline.mark("run");
     ready.drain(inbox)?;
     timeline.mark("drain output");
     ready.power_off(inbox)?;
     timeline.mark("power off");
-    Ok(status)
+    Ok(exit)
 }

@@ -27,6 +27,18 @@ const DRAIN_POLL: Duration = Duration::from_secs(1);
 /// How long a guest may take to sync and power itself off.
 const POWER_OFF_TIME: Duration = Duration::from_secs(10);
 
+/// What a machine whose agent answers still has to come to.
+const END: &str = "its process ended";
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Whether the memory limit killed something.
+    pub out_of_memory: bool,
+}
+
 /// A sandbox whose agent answers.
 #[derive(Debug)]
 pub struct Ready {
@@ -36,7 +48,7 @@ pub struct Ready {
     streams: Streams,
     /// The answer to the request that the driver itself waits for.
     answer: Option<Outcome>,
-    exit: Option<ExitStatus>,
+    exit: Option<Exit>,
     interrupted: Option<Instant>,
     /// When the machine is cut off.
     cut: Option<Instant>,
@@ -75,12 +87,12 @@ impl Ready {
     }
 
     /// Waits for the end of the process.
-    pub fn wait(&mut self, inbox: &Inbox) -> Result<ExitStatus, Error> {
+    pub fn wait(&mut self, inbox: &Inbox) -> Result<Exit, Error> {
         let limit = self.booted.prepared.plan.times.run;
         let end = limit.map(|limit| Instant::now() + limit);
         loop {
-            if let Some(status) = self.exit {
-                return Ok(status);
+            if let Some(exit) = self.exit {
+                return Ok(exit);
             }
             let deadline = [end, self.cut].into_iter().flatten().min();
             match (inbox.next(deadline), limit) {
@@ -145,10 +157,10 @@ impl Ready {
     /// Takes one event, whatever the sandbox is waiting for.
     fn handle(&mut self, event: Event, inbox: &Inbox) -> Result<(), Error> {
         match event {
-            Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded(reason)),
+            Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded { reason, before: END }),
             Event::Machine(VmEvent::Running { .. }) => Ok(()),
             Event::MachineGone => Err(Error::MachineDied(self.booted.machine.last_words())),
-            Event::AgentLost(why) => Err(self.booted.machine_ended(inbox).unwrap_or(Error::AgentLost(why))),
+            Event::AgentLost(why) => Err(self.booted.machine_ended(inbox, END).unwrap_or(Error::AgentLost(why))),
             Event::AgentReady(..) => Err(Error::Protocol("its agent said hello twice")),
             Event::Agent(message) => self.heard(message),
             Event::StreamOpened(hello, connection) => self.streams.opened(&hello, connection),
@@ -167,12 +179,18 @@ impl Ready {
                     reply(asker, Answer::refused(failure.message));
                 }
             },
-            FromAgent::Event(sandbox_protocol::Event::Exited { container, process, status, .. }) => {
+            FromAgent::Event(sandbox_protocol::Event::Exited {
+                container,
+                process,
+                status,
+                out_of_memory,
+                ..
+            }) => {
                 let ours = container == self.container() && process.is_empty();
                 if !ours || self.exit.is_some() {
                     return Err(Error::Protocol("it reports the end of a process that does not exist"));
                 }
-                self.exit = Some(status);
+                self.exit = Some(Exit { status, out_of_memory });
             }
         }
         Ok(())
@@ -197,7 +215,7 @@ impl Ready {
             Request::Interrupt => {
                 let now = Instant::now();
                 if self.interrupted.is_some_and(|before| now.duration_since(before) < STOP_TIME) {
-                    return Err(Error::Killed);
+                    return Err(Error::Interrupted);
                 }
                 self.interrupted = Some(now);
                 Call::Signal { container, process, signal: rustix::process::Signal::INT.as_raw(), all: false }

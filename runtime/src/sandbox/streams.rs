@@ -130,7 +130,7 @@ fn attach(stream: Stream, guest: UnixStream, progress: Arc<Progress>, sender: &S
             stdio::start(name(stream), ours, guest, progress, done)
         }
         Stream::Terminal => {
-            let keys = Direction::ToGuest(descriptor::copy_of(io::stdin())?);
+            let keys = Direction::KeysToGuest(descriptor::copy_of(io::stdin())?);
             stdio::start("keyboard", keys, guest.try_clone()?, Arc::default(), |_| {})?;
             let screen = Direction::FromGuest(descriptor::copy_of(io::stdout())?);
             stdio::start(name(stream), screen, guest, progress, done)

@@ -19,11 +19,16 @@ use crate::thread;
 /// The size of the buffer: what a unix socket hands over at a time.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// The key that ends a terminal's input (`VEOF`, Ctrl-D).
+const END_OF_INPUT: u8 = 4;
+
 /// Which way a stream goes.
 #[derive(Debug)]
 pub enum Direction {
     /// From one of our descriptors to the guest. The end of the one becomes the end of the other.
     ToGuest(OwnedFd),
+    /// The same to a terminal in the guest, which goes on after the end: a terminal's end of input is a key.
+    KeysToGuest(OwnedFd),
     /// From the guest to one of our descriptors.
     FromGuest(OwnedFd),
 }
@@ -75,12 +80,19 @@ pub fn start(
     thread::spawn(name, move || {
         let transfer = match direction {
             Direction::ToGuest(ours) => {
-                let transfer = copy(ours.as_fd(), guest.as_fd(), &progress);
+                let (transfer, _) = copy(ours.as_fd(), guest.as_fd(), &progress);
                 let _ = guest.shutdown(Shutdown::Write);
                 transfer
             }
+            Direction::KeysToGuest(ours) => {
+                let (transfer, last) = copy(ours.as_fd(), guest.as_fd(), &progress);
+                // Within a line, the key only hands over what has been typed of it.
+                let keys: &[u8] = if last == b'\n' { &[END_OF_INPUT] } else { &[END_OF_INPUT; 2] };
+                let _ = write_all(guest.as_fd(), keys);
+                transfer
+            }
             Direction::FromGuest(ours) => {
-                let transfer = copy(guest.as_fd(), ours.as_fd(), &progress);
+                let (transfer, _) = copy(guest.as_fd(), ours.as_fd(), &progress);
                 // Tells the process inside that nobody listens any more.
                 let _ = guest.shutdown(Shutdown::Both);
                 transfer
@@ -92,7 +104,14 @@ pub fn start(
     Ok(())
 }
 
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Transfer {
+/// Copies until one side ends. Returns how it ended, and the last byte: a line's end where there was none.
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> (Transfer, u8) {
+    let mut last = b'\n';
+    let transfer = copy_noting(from, to, progress, &mut last);
+    (transfer, last)
+}
+
+fn copy_noting(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress, last: &mut u8) -> Transfer {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = match rustix::io::read(from, &mut buffer) {
@@ -108,7 +127,9 @@ fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Transf
             Err(error) => return Transfer::Failed(error.into()),
         };
         progress.delivering.store(true, Ordering::Relaxed);
-        let written = write_all(to, buffer.get(..read).unwrap_or_default());
+        let bytes = buffer.get(..read).unwrap_or_default();
+        *last = bytes.last().copied().unwrap_or(*last);
+        let written = write_all(to, bytes);
         progress.delivering.store(false, Ordering::Relaxed);
         match written {
             Ok(()) => progress.bytes.fetch_add(read as u64, Ordering::Relaxed),
@@ -181,6 +202,21 @@ mod tests {
         assert!(matches!(done.recv().unwrap(), (Transfer::Complete, 5)));
         // The other direction of a terminal's connection goes on.
         assert!(inside.write_all(b"echo").is_ok());
+    }
+
+    #[test]
+    fn the_end_of_input_to_a_terminal_is_a_key() {
+        for (input, expected) in [("", "\x04"), ("line\n", "line\n\x04"), ("part", "part\x04\x04")] {
+            let (guest, mut inside) = UnixStream::pair().unwrap();
+            let (reader, mut writer) = io::pipe().unwrap();
+            let done = run(Direction::KeysToGuest(reader.into()), guest);
+            writer.write_all(input.as_bytes()).unwrap();
+            drop(writer);
+            done.recv().unwrap();
+            let mut all = String::new();
+            inside.read_to_string(&mut all).unwrap();
+            assert_eq!(all, expected);
+        }
     }
 
     #[test]
