@@ -21,6 +21,7 @@ pub mod place;
 pub mod process;
 pub mod sandbox;
 pub mod terminal;
+pub mod trace;
 pub mod vmm;
 
 pub use outcome::Outcome;
