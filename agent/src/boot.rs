@@ -3,7 +3,7 @@
 //! The host waits for [`Hello`], so it is sent before anything is mounted: a socket needs no file system.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -14,6 +14,7 @@ use sandbox_protocol::{CONTROL_PORT, Hello, VERSION};
 use crate::container::network;
 use crate::control::{Control, ControlError};
 use crate::dial::{DialError, Dialer};
+use crate::kmsg;
 use crate::serve::ServeError;
 
 /// Where the containers' cgroups are.
@@ -199,9 +200,8 @@ fn replace_standard(null: BorrowedFd<'_>) -> Result<(), BootError> {
     let step = |e: rustix::io::Errno| failed("replace the standard descriptors".into(), e);
     rustix::stdio::dup2_stdin(null).map_err(step)?;
     rustix::stdio::dup2_stdout(null).map_err(step)?;
-    let log: io::Result<OwnedFd> = std::fs::File::options().write(true).open("/dev/kmsg").map(OwnedFd::from);
-    match log {
-        Ok(kmsg) => rustix::stdio::dup2_stderr(kmsg).map_err(step),
+    match kmsg::open() {
+        Ok(log) => rustix::stdio::dup2_stderr(log).map_err(step),
         Err(_) => rustix::stdio::dup2_stderr(null).map_err(step),
     }
 }

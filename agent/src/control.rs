@@ -122,6 +122,10 @@ fn take_frame(bytes: &mut Vec<u8>) -> Result<Option<Request>, FrameError> {
     let Some(mut whole) = bytes.get(..end) else { return Ok(None) };
     let request = frame::read(&mut whole, MAX_TO_GUEST_BYTES)?;
     bytes.drain(..end);
+    if bytes.is_empty() {
+        // A large frame must not keep its memory for good.
+        *bytes = Vec::new();
+    }
     Ok(request)
 }
 

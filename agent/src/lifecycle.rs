@@ -9,7 +9,7 @@ use crate::container::{self, channel::Heard};
 use crate::process::{Process, Role, Serial, Stage};
 use crate::requests::other;
 use crate::serve::{Agent, ServeError};
-use crate::stdio::{self, AgentStdio, Carried};
+use crate::stdio::{self, Carried, Connected};
 
 impl Agent {
     /// Hears what a child says while it sets itself up.
@@ -30,31 +30,25 @@ impl Agent {
     /// The child waits for the word: its streams are carried from here on.
     fn ready(&mut self, serial: Serial, terminal: Option<i32>) -> Result<(), ServeError> {
         let Some(process) = self.processes.get_mut(&serial) else { return Ok(()) };
-        let Stage::SettingUp { request } = process.stage else { return Ok(()) };
+        let Stage::SettingUp { request, start } = process.stage else { return Ok(()) };
         let carried = match take_stdio(process, terminal) {
             Ok(carried) => carried,
             Err(failure) => {
-                process.failure = Some(failure);
-                let _ = container::signal(&process.pidfd, libc::SIGKILL);
+                process.give_up(failure);
                 return Ok(());
             }
         };
-        let let_go = match process.role {
-            Role::Init => {
-                process.stage = Stage::Created;
-                None
-            }
-            Role::Exec => {
-                process.stage = Stage::Starting { request };
-                Some(container::let_go(process.channel.as_ref()))
-            }
+        let (created, start) = match process.role {
+            Role::Init => (Some(request), start),
+            Role::Exec => (None, Some(request)),
         };
-        self.carry(serial, carried)?;
-        match let_go {
-            None => self.reply(request, Outcome::Done),
+        process.stage = start.map_or(Stage::Created, |request| Stage::Starting { request });
+        if start.is_some() {
             // A child that cannot be told has ended, and its end will be seen.
-            Some(_) => Ok(()),
+            let _ = container::let_go(process.channel.as_ref());
         }
+        self.carry(serial, carried)?;
+        created.map_or(Ok(()), |request| self.reply(request, Outcome::Done))
     }
 
     fn carry(&mut self, serial: Serial, carried: Carried) -> Result<(), ServeError> {
@@ -100,13 +94,10 @@ impl Agent {
             self.hear(serial)?;
         }
         let Some(process) = self.processes.get_mut(&serial) else { return Ok(()) };
-        let waiting = match process.stage {
-            Stage::SettingUp { request } | Stage::Starting { request } => Some(request),
-            _ => None,
-        };
-        match waiting {
-            Some(request) => self.failed(serial, request, status),
-            None => {
+        match process.stage {
+            Stage::SettingUp { request, start } => self.failed(serial, &[Some(request), start], status),
+            Stage::Starting { request } => self.failed(serial, &[Some(request)], status),
+            _ => {
                 process.stage = Stage::Ended(status);
                 let inputs = std::mem::take(&mut process.inputs);
                 if process.role == Role::Init
@@ -122,7 +113,12 @@ impl Agent {
     }
 
     /// A process could not be set up or executed: nothing of it stays.
-    fn failed(&mut self, serial: Serial, request: u64, status: ExitStatus) -> Result<(), ServeError> {
+    fn failed(
+        &mut self,
+        serial: Serial,
+        requests: &[Option<u64>],
+        status: ExitStatus,
+    ) -> Result<(), ServeError> {
         let Some(process) = self.processes.remove(&serial) else { return Ok(()) };
         for number in process.inputs.iter().chain(&process.outputs) {
             self.stop_pump(*number);
@@ -146,7 +142,10 @@ impl Agent {
             container.cgroup.kill();
             let _ = container.cgroup.remove();
         }
-        self.reply(request, Outcome::Failed(failure))
+        requests
+            .iter()
+            .flatten()
+            .try_for_each(|request| self.reply(*request, Outcome::Failed(failure.clone())))
     }
 
     /// Lets the output of ended processes run dry where nobody is left to add to it.
@@ -214,8 +213,8 @@ impl Agent {
 /// Takes what is to be carried; a terminal's master is fetched from the child that opened it.
 fn take_stdio(process: &mut Process, terminal: Option<i32>) -> Result<Carried, Failure> {
     match (process.stdio.take(), terminal) {
-        (Some(AgentStdio::Pumps(carried)), _) => Ok(carried),
-        (Some(AgentStdio::Terminal(connection)), Some(fd)) => {
+        (Some(Connected::Pumps(carried)), _) => Ok(carried),
+        (Some(Connected::Terminal(connection)), Some(fd)) => {
             let master = container::channel::fetch(&process.pidfd, fd).map_err(other)?;
             let carried = stdio::carry_terminal(connection, &master).map_err(other)?;
             process.terminal = Some(master);
@@ -226,6 +225,12 @@ fn take_stdio(process: &mut Process, terminal: Option<i32>) -> Result<Carried, F
 }
 
 impl Process {
+    /// Ends a process that is setting itself up; its end is then seen and the failure reported.
+    pub(crate) fn give_up(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+        let _ = container::signal(&self.pidfd, libc::SIGKILL);
+    }
+
     /// Whether it has ended, reported or not.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Ended(_) | Stage::Draining(_))

@@ -4,6 +4,7 @@
 //! end is a byte to an I/O port that the machine watches, the one of QEMU's `isa-debug-exit` device.
 
 use std::arch::asm;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::system::{RebootCommand, reboot};
 
@@ -33,10 +34,22 @@ pub fn end(how: End) -> ! {
     std::process::exit(0)
 }
 
-/// Makes a panic end the machine with its message in the kernel's log.
+/// Whether this process is a child that sets itself up as a container's.
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+
+/// From now on, an internal error ends this process only: it is a child, whose end the agent sees.
+pub fn is_child() {
+    IS_CHILD.store(true, Ordering::Relaxed);
+}
+
+/// Makes a panic end the machine, or the child, with its message in the kernel's log.
 pub fn on_panic(how: End) {
     std::panic::set_hook(Box::new(move |panic| {
         kmsg::log(&format!("sandbox-agent: internal error: {panic}"));
+        if IS_CHILD.load(Ordering::Relaxed) {
+            // SAFETY: it ends this process at once, without running what belongs to the agent.
+            unsafe { libc::_exit(1) }
+        }
         end(how)
     }));
 }

@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use rustix::process::Pid;
 use sandbox_protocol::{ExitStatus, Failure};
 
-use crate::stdio::AgentStdio;
+use crate::stdio::Connected;
 
 /// The number of a process, never used twice.
 pub type Serial = u64;
@@ -24,10 +24,12 @@ pub type Serial = u64;
 /// Where a process stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stage {
-    /// It prepares itself; this request waits for it.
+    /// It prepares itself; this request waits for it, and perhaps the one that starts it.
     SettingUp {
         /// The request to answer.
         request: u64,
+        /// A `start` that came early.
+        start: Option<u64>,
     },
     /// It waits for the word to execute.
     Created,
@@ -71,7 +73,7 @@ pub struct Process {
     /// Where it stands.
     pub stage: Stage,
     /// Its streams, until they are carried.
-    pub stdio: Option<AgentStdio>,
+    pub stdio: Option<Connected>,
     /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
     /// The pumps to it.

@@ -11,7 +11,7 @@ use sandbox_protocol::{Call, Create, Exec, Failure, FailureKind, Outcome, Reques
 use crate::configure::configure;
 use crate::container::cgroup::Cgroup;
 use crate::container::{self, Container, Spawned};
-use crate::process::{Process, Role, Stage};
+use crate::process::{Process, Role, Serial, Stage};
 use crate::serve::{Agent, Flow, ServeError};
 use crate::stdio::{self, AgentStdio, Owner};
 
@@ -72,11 +72,12 @@ impl Agent {
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
         let owner = Owner { container: &create.container, process: "" };
         let terminal = process.terminal().unwrap_or(false);
-        let (child, agent) = stdio::prepare(&self.dialer, owner, terminal, create.streams).map_err(other)?;
+        let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
         let spawned = container::spawn_init(create, &cgroup, child).map_err(other)?;
-        let serial = self.adopt(Owner { ..owner }, Role::Init, request, spawned, agent, 0)?;
+        let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
         self.containers.insert(create.container.clone(), Container::new(create.spec.clone(), cgroup, serial));
+        self.connect(serial, agent, owner);
         Ok(())
     }
 
@@ -97,11 +98,22 @@ impl Agent {
             .ok_or_else(|| not_found(format!("the container {:?} is not running", exec.container)))?;
         let owner = Owner { container: &exec.container, process: &exec.process };
         let terminal = exec.spec.terminal().unwrap_or(false);
-        let (child, agent) = stdio::prepare(&self.dialer, owner, terminal, exec.streams).map_err(other)?;
+        let (child, agent) = stdio::prepare(terminal, exec.streams).map_err(other)?;
         let spawned = container::spawn_exec(container, init, &exec.spec, child).map_err(other)?;
         let oom_kills = container.cgroup.oom_kills();
-        self.adopt(owner, Role::Exec, request, spawned, agent, oom_kills)?;
+        let serial = self.adopt(owner, Role::Exec, request, spawned, oom_kills)?;
+        self.connect(serial, agent, owner);
         Ok(())
+    }
+
+    /// Dials the host for the streams of a process, while the process sets itself up.
+    fn connect(&mut self, serial: Serial, stdio: AgentStdio, owner: Owner<'_>) {
+        let connected = stdio.connect(&self.dialer, owner);
+        let Some(process) = self.processes.get_mut(&serial) else { return };
+        match connected {
+            Ok(connected) => process.stdio = Some(connected),
+            Err(e) => process.give_up(other(e)),
+        }
     }
 
     /// Takes a process that was just started into the books.
@@ -111,9 +123,8 @@ impl Agent {
         role: Role,
         request: u64,
         spawned: Spawned,
-        stdio: AgentStdio,
         oom_kills_before: u64,
-    ) -> Result<u64, Failure> {
+    ) -> Result<Serial, Failure> {
         let serial = self.number();
         self.watch_channel(serial, &spawned.channel).map_err(other)?;
         self.processes.insert(
@@ -125,8 +136,8 @@ impl Agent {
                 pid: spawned.pid,
                 pidfd: spawned.pidfd,
                 channel: Some(spawned.channel),
-                stage: Stage::SettingUp { request },
-                stdio: Some(stdio),
+                stage: Stage::SettingUp { request, start: None },
+                stdio: None,
                 terminal: None,
                 inputs: Vec::new(),
                 outputs: Vec::new(),
@@ -143,6 +154,11 @@ impl Agent {
             Some(process) if process.stage == Stage::Created => {
                 process.stage = Stage::Starting { request };
                 container::let_go(process.channel.as_ref()).map_err(other)
+            }
+            // The host need not wait for the reply to `create`.
+            Some(Process { stage: Stage::SettingUp { start: start @ None, .. }, .. }) => {
+                *start = Some(request);
+                Ok(())
             }
             Some(_) => Err(other(format!("the container {container:?} has been started already"))),
             None => Err(other(format!("the container {container:?} has stopped"))),

@@ -33,10 +33,26 @@ pub enum ChildStdio {
     Files([OwnedFd; 3]),
 }
 
-/// What the agent carries.
+/// The agent's ends, which are not connected to the host yet.
 #[derive(Debug)]
 pub enum AgentStdio {
-    /// A connection for a terminal whose master is yet to come.
+    /// A terminal, whose master is yet to come from the process.
+    Terminal,
+    /// The other ends of the pipes, for the streams that the host wants.
+    Pipes {
+        /// To standard input.
+        stdin: Option<OwnedFd>,
+        /// From standard output.
+        stdout: Option<OwnedFd>,
+        /// From standard error.
+        stderr: Option<OwnedFd>,
+    },
+}
+
+/// What the agent carries.
+#[derive(Debug)]
+pub enum Connected {
+    /// A connection for a terminal.
     Terminal(OwnedFd),
     /// Pumps that are ready to run.
     Pumps(Carried),
@@ -60,38 +76,51 @@ pub struct Owner<'a> {
     pub process: &'a str,
 }
 
-/// Makes pipes and dials the host, for one terminal or for the streams that the host wants.
-pub fn prepare(
-    dialer: &Dialer,
-    owner: Owner<'_>,
-    terminal: bool,
-    wanted: Streams,
-) -> Result<(ChildStdio, AgentStdio), StdioError> {
+/// Makes both sides' ends: of one terminal, or of a pipe for each stream that the host wants.
+pub fn prepare(terminal: bool, wanted: Streams) -> Result<(ChildStdio, AgentStdio), StdioError> {
     if terminal {
-        let connection = dial(dialer, owner, Stream::Terminal)?;
-        return Ok((ChildStdio::Terminal, AgentStdio::Terminal(connection)));
+        return Ok((ChildStdio::Terminal, AgentStdio::Terminal));
     }
-    let mut carried = Carried::default();
-    let stdin = if wanted.stdin {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let connection = dial(dialer, owner, Stream::Stdin)?;
-        carried.inputs.push(Pump::new(connection, write, Sink::File)?);
-        read
-    } else {
-        null()?
-    };
-    let mut output = |wanted: bool, stream| -> Result<OwnedFd, StdioError> {
-        if !wanted {
-            return null();
+    let (stdin_read, stdin_write) = ends(wanted.stdin)?;
+    let (stdout_read, stdout_write) = ends(wanted.stdout)?;
+    let (stderr_read, stderr_write) = ends(wanted.stderr)?;
+    let or_null = |end: Option<OwnedFd>| end.map_or_else(null, Ok);
+    Ok((
+        ChildStdio::Files([or_null(stdin_read)?, or_null(stdout_write)?, or_null(stderr_write)?]),
+        AgentStdio::Pipes { stdin: stdin_write, stdout: stdout_read, stderr: stderr_read },
+    ))
+}
+
+/// The reading and the writing end of a pipe, or none.
+fn ends(wanted: bool) -> Result<(Option<OwnedFd>, Option<OwnedFd>), StdioError> {
+    if !wanted {
+        return Ok((None, None));
+    }
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((Some(read), Some(write)))
+}
+
+impl AgentStdio {
+    /// Dials the host once for each stream.
+    pub fn connect(self, dialer: &Dialer, owner: Owner<'_>) -> Result<Connected, StdioError> {
+        match self {
+            Self::Terminal => Ok(Connected::Terminal(dial(dialer, owner, Stream::Terminal)?)),
+            Self::Pipes { stdin, stdout, stderr } => {
+                let mut carried = Carried::default();
+                if let Some(write) = stdin {
+                    let connection = dial(dialer, owner, Stream::Stdin)?;
+                    carried.inputs.push(Pump::new(connection, write, Sink::File)?);
+                }
+                for (read, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
+                    if let Some(read) = read {
+                        let connection = dial(dialer, owner, stream)?;
+                        carried.outputs.push(Pump::new(read, connection, Sink::Connection)?);
+                    }
+                }
+                Ok(Connected::Pumps(carried))
+            }
         }
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let connection = dial(dialer, owner, stream)?;
-        carried.outputs.push(Pump::new(read, connection, Sink::Connection)?);
-        Ok(write)
-    };
-    let stdout = output(wanted.stdout, Stream::Stdout)?;
-    let stderr = output(wanted.stderr, Stream::Stderr)?;
-    Ok((ChildStdio::Files([stdin, stdout, stderr]), AgentStdio::Pumps(carried)))
+    }
 }
 
 /// Makes the two pumps of a terminal.

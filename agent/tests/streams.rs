@@ -155,3 +155,19 @@ fn a_terminal_of_one_more_process_ends_with_it() {
     assert_eq!(seen.len(), 12 + 100_000 + 5);
     assert_eq!(guest.exited("c", "p").0, ExitStatus::Code(0));
 }
+
+#[test]
+fn a_start_need_not_wait_for_the_reply_to_create() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    for (command, outcome) in [("true", Ok(())), ("no-such-command", Err(FailureKind::CommandNotFound))] {
+        let create = guest.send_create("c", &spec(&root, &[command]), RootWrites::Overlay, None);
+        let start = guest.send(Call::Start { container: "c".into() });
+        assert_eq!(guest.reply(create).map_err(|failure| failure.kind), outcome);
+        assert_eq!(guest.reply(start).map_err(|failure| failure.kind), outcome);
+        if outcome.is_ok() {
+            assert_eq!(guest.exited("c", "").0, ExitStatus::Code(0));
+            guest.delete("c").unwrap();
+        }
+    }
+}

@@ -46,6 +46,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 use sandbox_protocol::Create;
 
+use crate::power;
 use crate::process::{Process, Serial};
 use crate::stdio::ChildStdio;
 use cgroup::{Cgroup, CgroupError};
@@ -118,7 +119,7 @@ pub fn spawn_init(create: &Create, cgroup: &Cgroup, stdio: ChildStdio) -> Result
     let cloned = unsafe { clone_into(namespaces.clone_flags(), cgroup.as_fd()) };
     match cloned.map_err(SpawnError::Clone)? {
         Cloned::Child => {
-            drop_descriptors(&child_end, &stdio, &[]);
+            become_child(&child_end, &stdio, &[]);
             init::run(create, namespaces, cgroup.path(), &child_end, &stdio)
         }
         Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, channel: agent_end }),
@@ -139,7 +140,7 @@ pub fn spawn_exec(
     // SAFETY: the agent has one thread.
     let cloned = unsafe { clone_into(0, home.as_fd()) };
     if let Ok(Cloned::Child) = cloned {
-        drop_descriptors(&child_end, &stdio, &[init.pidfd.as_raw_fd()]);
+        become_child(&child_end, &stdio, &[init.pidfd.as_raw_fd()]);
         join::run(&container.spec, process, namespaces, &init.pidfd, &child_end, &stdio)
     }
     born_into.leave()?;
@@ -196,11 +197,12 @@ fn move_into(process: &OwnedFd) -> Result<(), SpawnError> {
         .map_err(SpawnError::PidNamespace)
 }
 
-/// In a child: closes every descriptor but the ones it needs.
+/// In a child: says so, and closes every descriptor but the ones it needs.
 ///
 /// The child may wait long before it executes its program, and what it holds open would stay open: the streams
 /// of other containers, for one.
-fn drop_descriptors(channel: &OwnedFd, stdio: &ChildStdio, others: &[RawFd]) {
+fn become_child(channel: &OwnedFd, stdio: &ChildStdio, others: &[RawFd]) {
+    power::is_child();
     let mut kept: Vec<RawFd> = others.to_vec();
     kept.push(channel.as_raw_fd());
     if let ChildStdio::Files(files) = stdio {

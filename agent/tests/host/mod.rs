@@ -141,14 +141,18 @@ impl Guest {
         root: RootWrites,
         user: Option<&str>,
     ) -> Result<(), Failure> {
-        let create = Create {
+        let request = self.send_create(id, spec, root, user);
+        self.reply(request)
+    }
+
+    pub fn send_create(&mut self, id: &str, spec: &Value, root: RootWrites, user: Option<&str>) -> u64 {
+        self.send(Call::Create(Box::new(Create {
             container: id.into(),
             spec: serde_json::from_value(spec.clone()).unwrap(),
             root,
             user: user.map(str::to_owned),
             streams: ALL,
-        };
-        self.call(Call::Create(Box::new(create)))
+        })))
     }
 
     pub fn start_container(&mut self, id: &str) -> Result<(), Failure> {
