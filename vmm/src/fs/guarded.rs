@@ -7,7 +7,10 @@
 //! allocate unseen are bounded here.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
@@ -16,6 +19,8 @@ use virtiofsd::filesystem::{
 };
 use virtiofsd::fuse;
 use virtiofsd::passthrough::PassthroughFs;
+
+use super::tmpfile::{Capture, Tmpfiles};
 
 /// The most bytes of an extended attribute's value, or of the list of names: Linux's own limit.
 const XATTR_BYTES_MAX: u32 = 64 * 1024;
@@ -29,13 +34,45 @@ const HOST_XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.", b"security."];
 /// The one attribute under a host prefix that the guest may set.
 const FILE_CAPABILITY_XATTR: &[u8] = b"security.capability";
 
-/// The passthrough file system behind its checks.
-pub struct Guarded(PassthroughFs);
+/// The passthrough file system behind its checks, and the files that it cannot have.
+#[derive(Clone)]
+pub struct Guarded {
+    inner: Arc<PassthroughFs>,
+    tmpfiles: Arc<Tmpfiles>,
+}
 
 impl Guarded {
     /// Puts the checks before a file system.
-    pub fn new(inner: PassthroughFs) -> Self {
-        Self(inner)
+    pub fn new(inner: PassthroughFs, tmpfiles: Tmpfiles) -> Self {
+        Self { inner: Arc::new(inner), tmpfiles: Arc::new(tmpfiles) }
+    }
+
+    /// Makes a file without a name in a directory, and opens it.
+    pub fn tmpfile(&self, context: Context, parent: u64, mode: u32, umask: u32) -> io::Result<(Entry, u64)> {
+        if mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let directory = self.directory(context, parent)?;
+        self.tmpfiles.create(directory.as_fd(), &context, mode, umask)
+    }
+
+    /// Gives a file without a name its first.
+    fn link_tmpfile(&self, context: Context, node: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let directory = self.directory(context, parent)?;
+        self.tmpfiles.link(node, directory.as_fd(), name)?;
+        self.inner.lookup(context, parent, name)
+    }
+
+    /// A descriptor of a directory that the passthrough knows.
+    fn directory(&self, context: Context, node: u64) -> io::Result<File> {
+        let bad = || io::Error::from_raw_os_error(libc::EBADF);
+        let (handle, _) = self.inner.opendir(context, node, libc::O_DIRECTORY as u32)?;
+        let handle = handle.ok_or_else(bad)?;
+        let mut file = None;
+        let read = self.inner.read(context, node, handle, Capture(&mut file), 0, 0, None, 0);
+        self.inner.releasedir(context, node, 0, handle)?;
+        read?;
+        file.unwrap_or_else(|| Err(bad()))
     }
 }
 
@@ -65,20 +102,29 @@ fn check_xattr_name(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes each operation on, after `check` where one is named.
+/// Passes each operation on to the passthrough: after `check` where one is named, and to the files without a
+/// name where one of these is meant and `own` says how.
 macro_rules! pass_on {
     {$(
         fn $name:ident$(<$generic:ident: $bound:path>)?(
             &self $(, $argument:ident: $type:ty)* $(,)?
-        ) $(-> $ret:ty)? $(, check $check:expr)?;
+        ) $(-> $ret:ty)? $(, check $check:expr)? $(, own $node:ident $own:expr)?;
     )*} => {$(
         #[inline]
         #[allow(clippy::too_many_arguments)]
         fn $name$(<$generic: $bound>)?(&self $(, $argument: $type)*) $(-> $ret)? {
             $($check?;)?
-            self.0.$name($($argument),*)
+            $(if Tmpfiles::owns($node) {
+                return call(&self.tmpfiles, $own);
+            })?
+            self.inner.$name($($argument),*)
         }
     )*};
+}
+
+/// Lets a closure that takes the files know their type.
+fn call<R>(files: &Tmpfiles, operation: impl FnOnce(&Tmpfiles) -> R) -> R {
+    operation(files)
 }
 
 impl FileSystem for Guarded {
@@ -87,19 +133,17 @@ impl FileSystem for Guarded {
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     pass_on! {
-        fn init(&self, capable: FsOptions) -> io::Result<FsOptions>;
-        fn destroy(&self);
         fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry>,
             check check_name(name);
-        fn forget(&self, ctx: Context, inode: Self::Inode, count: u64);
-        fn batch_forget(&self, ctx: Context, requests: Vec<(Self::Inode, u64)>);
+        fn forget(&self, ctx: Context, inode: Self::Inode, count: u64),
+            own inode |files| files.forget(inode, count);
         fn getattr(
             &self, ctx: Context, inode: Self::Inode, handle: Option<Self::Handle>,
-        ) -> io::Result<(fuse::Attr, Duration)>;
+        ) -> io::Result<(fuse::Attr, Duration)>, own inode |files| files.getattr(inode);
         fn setattr(
             &self, ctx: Context, inode: Self::Inode, attr: fuse::SetattrIn, handle: Option<Self::Handle>,
             valid: SetattrValid,
-        ) -> io::Result<(fuse::Attr, Duration)>;
+        ) -> io::Result<(fuse::Attr, Duration)>, own inode |files| files.setattr(inode, &attr, valid);
         fn readlink(&self, ctx: Context, inode: Self::Inode) -> io::Result<Vec<u8>>;
         fn symlink(
             &self, ctx: Context, linkname: &CStr, parent: Self::Inode, name: &CStr, extensions: Extensions,
@@ -120,12 +164,9 @@ impl FileSystem for Guarded {
             &self, ctx: Context, olddir: Self::Inode, oldname: &CStr, newdir: Self::Inode, newname: &CStr,
             flags: u32,
         ) -> io::Result<()>, check check_name(oldname).and_then(|()| check_name(newname));
-        fn link(
-            &self, ctx: Context, inode: Self::Inode, newparent: Self::Inode, newname: &CStr,
-        ) -> io::Result<Entry>, check check_name(newname);
         fn open(
             &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32,
-        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
+        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>, own inode |files| files.open(inode, kill_priv, flags);
         fn create(
             &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, kill_priv: bool, flags: u32,
             umask: u32, extensions: Extensions,
@@ -133,32 +174,36 @@ impl FileSystem for Guarded {
         fn read<W: ZeroCopyWriter>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, w: W, size: u32, offset: u64,
             lock_owner: Option<u64>, flags: u32,
-        ) -> io::Result<usize>;
+        ) -> io::Result<usize>, own inode |files| files.read(handle, w, size, offset);
         fn write<R: ZeroCopyReader>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, r: R, size: u32, offset: u64,
             lock_owner: Option<u64>, delayed_write: bool, kill_priv: bool, flags: u32,
-        ) -> io::Result<usize>;
+        ) -> io::Result<usize>, own inode |files| {
+            files.write(handle, r, size, offset, delayed_write, kill_priv, flags)
+        };
         fn flush(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, lock_owner: u64,
-        ) -> io::Result<()>;
+        ) -> io::Result<()>, own inode |_files| Ok(());
         fn fsync(
             &self, ctx: Context, inode: Self::Inode, datasync: bool, handle: Self::Handle,
-        ) -> io::Result<()>;
+        ) -> io::Result<()>, own inode |files| files.fsync(handle, datasync);
         fn fallocate(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, mode: u32, offset: u64,
             length: u64,
-        ) -> io::Result<()>;
+        ) -> io::Result<()>, own inode |files| files.fallocate(handle, mode, offset, length);
         fn release(
             &self, ctx: Context, inode: Self::Inode, flags: u32, handle: Self::Handle, flush: bool,
             flock_release: bool, lock_owner: Option<u64>,
-        ) -> io::Result<()>;
-        fn statfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<libc::statvfs64>;
+        ) -> io::Result<()>, own inode |files| files.release(handle);
+        fn statfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<libc::statvfs64>,
+            own inode |files| files.statfs(inode);
         fn setxattr(
             &self, ctx: Context, inode: Self::Inode, name: &CStr, value: &[u8], flags: u32,
             extra_flags: SetxattrFlags,
-        ) -> io::Result<()>, check check_xattr_name(name);
+        ) -> io::Result<()>, check check_xattr_name(name),
+            own inode |files| files.setxattr(inode, name, value, flags);
         fn removexattr(&self, ctx: Context, inode: Self::Inode, name: &CStr) -> io::Result<()>,
-            check check_xattr_name(name);
+            check check_xattr_name(name), own inode |files| files.removexattr(inode, name);
         fn opendir(
             &self, ctx: Context, inode: Self::Inode, flags: u32,
         ) -> io::Result<(Option<Self::Handle>, OpenOptions)>;
@@ -174,12 +219,60 @@ impl FileSystem for Guarded {
         fn access(&self, ctx: Context, inode: Self::Inode, mask: u32) -> io::Result<()>;
         fn lseek(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, offset: u64, whence: u32,
-        ) -> io::Result<u64>;
-        fn copyfilerange(
-            &self, ctx: Context, inode_in: Self::Inode, handle_in: Self::Handle, offset_in: u64,
-            inode_out: Self::Inode, handle_out: Self::Handle, offset_out: u64, len: u64, flags: u64,
-        ) -> io::Result<usize>;
+        ) -> io::Result<u64>, own inode |files| files.lseek(handle, offset, whence);
         fn syncfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<()>;
+    }
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.tmpfiles.clear();
+        self.inner.init(capable)
+    }
+
+    fn destroy(&self) {
+        self.tmpfiles.clear();
+        self.inner.destroy();
+    }
+
+    fn batch_forget(&self, ctx: Context, requests: Vec<(Self::Inode, u64)>) {
+        let (own, others): (Vec<_>, _) = requests.into_iter().partition(|(inode, _)| Tmpfiles::owns(*inode));
+        for (inode, count) in own {
+            self.tmpfiles.forget(inode, count);
+        }
+        self.inner.batch_forget(ctx, others);
+    }
+
+    fn link(
+        &self,
+        ctx: Context,
+        inode: Self::Inode,
+        newparent: Self::Inode,
+        newname: &CStr,
+    ) -> io::Result<Entry> {
+        check_name(newname)?;
+        if Tmpfiles::owns(inode) {
+            return self.link_tmpfile(ctx, inode, newparent, newname);
+        }
+        self.inner.link(ctx, inode, newparent, newname)
+    }
+
+    fn copyfilerange(
+        &self,
+        ctx: Context,
+        inode_in: Self::Inode,
+        handle_in: Self::Handle,
+        offset_in: u64,
+        inode_out: Self::Inode,
+        handle_out: Self::Handle,
+        offset_out: u64,
+        len: u64,
+        flags: u64,
+    ) -> io::Result<usize> {
+        if Tmpfiles::owns(inode_in) || Tmpfiles::owns(inode_out) {
+            // The guest's kernel copies by itself then.
+            return Err(io::Error::from_raw_os_error(libc::EXDEV));
+        }
+        self.inner
+            .copyfilerange(ctx, inode_in, handle_in, offset_in, inode_out, handle_out, offset_out, len, flags)
     }
 
     fn getxattr(
@@ -189,11 +282,19 @@ impl FileSystem for Guarded {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
-        self.0.getxattr(ctx, inode, name, size.min(XATTR_BYTES_MAX))
+        let size = size.min(XATTR_BYTES_MAX);
+        if Tmpfiles::owns(inode) {
+            return self.tmpfiles.getxattr(inode, name, size);
+        }
+        self.inner.getxattr(ctx, inode, name, size)
     }
 
     fn listxattr(&self, ctx: Context, inode: Self::Inode, size: u32) -> io::Result<ListxattrReply> {
-        self.0.listxattr(ctx, inode, size.min(XATTR_BYTES_MAX))
+        let size = size.min(XATTR_BYTES_MAX);
+        if Tmpfiles::owns(inode) {
+            return self.tmpfiles.listxattr(inode, size);
+        }
+        self.inner.listxattr(ctx, inode, size)
     }
 }
 

@@ -19,6 +19,7 @@
 //! changes at all; and what a program has written would be lost when its machine is killed.
 
 mod guarded;
+mod tmpfile;
 
 use std::fs::File;
 use std::io;
@@ -30,13 +31,15 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{DescriptorChain, Queue};
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
+use virtiofsd::filesystem::{Context, OpenOptions};
+use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, Opcode, OpenOut, OutHeader};
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 
 use crate::virtio::chain::{self, Indirect, Limits};
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 use guarded::Guarded;
+use tmpfile::Tmpfiles;
 
 /// How long the guest takes a name and attributes for valid without asking.
 const VALID_FOR: Duration = Duration::from_secs(1);
@@ -65,6 +68,9 @@ pub enum Error {
     /// The limit of open files could not be read or raised.
     #[error("raising the limit of open files for the file server: {0}")]
     DescriptorLimit(#[source] io::Error),
+    /// The directory of the process's own descriptors could not be kept.
+    #[error("keeping /proc/self/fd for the file server: {0}")]
+    Descriptors(#[source] io::Error),
     /// The server refused its root.
     #[error("opening the share {path:?} for the file server: {error}")]
     Root {
@@ -78,6 +84,7 @@ pub enum Error {
 /// The virtio-fs device.
 pub struct Fs {
     server: Server<Guarded>,
+    files: Guarded,
     config: [u8; CONFIG_BYTES],
     thread: Thread,
     requests: u64,
@@ -96,11 +103,14 @@ impl Fs {
     /// `descriptors` is an open `/proc/self/fd`, which a jailed process no longer has by name.
     pub fn new(tag: &str, root: &Path, descriptors: File) -> Result<Self, Error> {
         let guest_files = raise_descriptor_limit()?.saturating_sub(RESERVED_DESCRIPTORS);
+        let tmpfiles = Tmpfiles::new(descriptors.try_clone().map_err(Error::Descriptors)?);
         let path = root.to_string_lossy().into_owned();
         let passthrough = PassthroughFs::new(passthrough_config(path.clone(), descriptors, guest_files))
             .map_err(|error| Error::Root { path, error })?;
+        let files = Guarded::new(passthrough, tmpfiles);
         Ok(Self {
-            server: Server::new(Guarded::new(passthrough)),
+            server: Server::new(files.clone()),
+            files,
             config: config_space(tag)?,
             thread: Thread::Shared,
             requests: 0,
@@ -131,11 +141,39 @@ impl Fs {
         if wants_reply(request.opcode) && writer.available_bytes() < size_of::<OutHeader>() {
             return 0;
         }
+        if request.opcode == Opcode::TmpFile as u32 {
+            return self.tmpfile(&request, reader, writer).unwrap_or(0);
+        }
         match self.server.handle_message(reader, writer, None::<&mut NoBackChannel>) {
             Ok(length) => u32::try_from(length).unwrap_or(0),
             Err(error) => {
                 tracing::debug!(opcode = request.opcode, %error, "malformed file request");
                 refuse(memory, chain, request.unique)
+            }
+        }
+    }
+
+    /// Answers `TMPFILE`, which the server does not know. It is like `CREATE`, with a name that means nothing.
+    fn tmpfile(&self, request: &InHeader, mut reader: Reader<'_>, mut writer: Writer<'_>) -> io::Result<u32> {
+        reader.read_obj::<InHeader>()?;
+        let asked = reader.read_obj::<CreateIn>()?;
+        let made = self.files.tmpfile(Context::from(*request), request.nodeid, asked.mode, asked.umask);
+        match made {
+            Ok((entry, handle)) => {
+                let entry = EntryOut::from(entry);
+                let open =
+                    OpenOut { fh: handle, open_flags: OpenOptions::KEEP_CACHE.bits(), ..OpenOut::default() };
+                let len = (size_of::<OutHeader>() + size_of::<EntryOut>() + size_of::<OpenOut>()) as u32;
+                writer.write_obj(OutHeader { len, error: 0, unique: request.unique })?;
+                writer.write_obj(entry)?;
+                writer.write_obj(open)?;
+                Ok(len)
+            }
+            Err(error) => {
+                let len = size_of::<OutHeader>() as u32;
+                let error = -error.raw_os_error().unwrap_or(libc::EIO);
+                writer.write_obj(OutHeader { len, error, unique: request.unique })?;
+                Ok(len)
             }
         }
     }
