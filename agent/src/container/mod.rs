@@ -10,7 +10,7 @@
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`] |
-//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`rlimits`], [`command`], [`terminal`] |
+//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`command`], [`terminal`] |
 
 pub mod cgroup;
 pub mod channel;
@@ -22,6 +22,7 @@ mod clone;
 mod command;
 mod device_filter;
 mod devices;
+mod filter_program;
 mod hidden;
 mod init;
 mod join;

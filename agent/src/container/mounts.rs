@@ -31,7 +31,18 @@ pub struct MountError {
     index: usize,
     what: String,
     destination: PathBuf,
-    source: MountStepError,
+    source: Box<MountStepError>,
+}
+
+impl MountError {
+    fn of(index: usize, mount: &Mount) -> impl FnOnce(MountStepError) -> Self {
+        move |source| Self {
+            index,
+            what: describe(mount),
+            destination: mount.destination().clone(),
+            source: Box::new(source),
+        }
+    }
 }
 
 /// The step at which it failed.
@@ -90,12 +101,7 @@ pub struct Surroundings<'a> {
 /// Makes the configured mounts, in order.
 pub fn carry_out(mounts: &[Mount], root: &Root, around: Surroundings<'_>) -> Result<(), MountError> {
     for (index, mount) in mounts.iter().enumerate() {
-        make(mount, root, around).map_err(|source| MountError {
-            index,
-            what: describe(mount),
-            destination: mount.destination().clone(),
-            source,
-        })?;
+        make(mount, root, around).map_err(MountError::of(index, mount))?;
     }
     Ok(())
 }
@@ -103,12 +109,7 @@ pub fn carry_out(mounts: &[Mount], root: &Root, around: Surroundings<'_>) -> Res
 /// Makes `/dev` read-only where the configuration says so: it was needed writable until now.
 pub fn finish(mounts: &[Mount], root: &Root) -> Result<(), MountError> {
     for (index, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_dev(mount)) {
-        seal_dev(mount, root).map_err(|source| MountError {
-            index,
-            what: describe(mount),
-            destination: mount.destination().clone(),
-            source,
-        })?;
+        seal_dev(mount, root).map_err(MountError::of(index, mount))?;
     }
     Ok(())
 }

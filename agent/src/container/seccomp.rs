@@ -7,6 +7,8 @@ use oci_spec::runtime::{
     LinuxSeccompOperator as Operator, LinuxSyscall,
 };
 
+use super::filter_program::Program;
+
 /// The error that a forbidden system call returns where the configuration has none.
 const DEFAULT_ERRNO: u32 = libc::EPERM as u32;
 
@@ -30,9 +32,12 @@ pub enum SeccompFilterError {
         /// Why not.
         source: SeccompError,
     },
+    /// The filter could not be taken from libseccomp.
+    #[error("linux.seccomp: cannot compile the filter: {0}")]
+    Compile(std::io::Error),
     /// The kernel refused the filter.
     #[error("linux.seccomp: cannot load the filter: {0}")]
-    Load(SeccompError),
+    Load(std::io::Error),
 }
 
 fn part(what: impl Into<String>) -> impl FnOnce(SeccompError) -> SeccompFilterError {
@@ -41,18 +46,30 @@ fn part(what: impl Into<String>) -> impl FnOnce(SeccompError) -> SeccompFilterEr
 }
 
 /// Compiles the configured filter.
-pub fn compile(configured: &LinuxSeccomp) -> Result<ScmpFilterContext, SeccompFilterError> {
+pub fn compile(configured: &LinuxSeccomp) -> Result<Program, SeccompFilterError> {
+    let filter = rules(configured)?;
+    let flags = configured.flags().iter().flatten().fold(0, |flags, flag| flags | flag_bit(*flag));
+    let program = Program::new(&filter, flags).map_err(SeccompFilterError::Compile)?;
+    match newest_named(configured) {
+        Some(newest) if denies_by_default(configured) => {
+            program.with_newer_missing(newest).map_err(SeccompFilterError::Compile)
+        }
+        _ => Ok(program),
+    }
+}
+
+/// Puts this process and all that come from it under the filter.
+pub fn load(filter: &Program) -> Result<(), SeccompFilterError> {
+    filter.load().map_err(SeccompFilterError::Load)
+}
+
+fn rules(configured: &LinuxSeccomp) -> Result<ScmpFilterContext, SeccompFilterError> {
     let default = action(configured.default_action(), configured.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(part("the default action"))?;
-    // no_new_privs is the configuration's own business.
-    filter.set_ctl_nnp(false).map_err(part("the handling of no_new_privs"))?;
     // An older libseccomp does not know it, and the filter is the same without.
     let _ = filter.set_ctl_optimize(BINARY_TREE);
     for arch in configured.architectures().iter().flatten() {
         add_arch(&mut filter, *arch)?;
-    }
-    for flag in configured.flags().iter().flatten() {
-        set_flag(&mut filter, *flag)?;
     }
     for rule in configured.syscalls().iter().flatten() {
         add_rule(&mut filter, rule, default)?;
@@ -60,9 +77,27 @@ pub fn compile(configured: &LinuxSeccomp) -> Result<ScmpFilterContext, SeccompFi
     Ok(filter)
 }
 
-/// Puts this process and all that come from it under the filter.
-pub fn load(filter: &ScmpFilterContext) -> Result<(), SeccompFilterError> {
-    filter.load().map_err(SeccompFilterError::Load)
+/// The greatest number of the system calls that the rules name.
+fn newest_named(configured: &LinuxSeccomp) -> Option<u32> {
+    let names = configured.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
+    names.filter_map(|name| u32::try_from(i32::from(ScmpSyscall::from_name(name).ok()?)).ok()).max()
+}
+
+fn denies_by_default(configured: &LinuxSeccomp) -> bool {
+    !matches!(
+        configured.default_action(),
+        LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog | LinuxSeccompAction::ScmpActTrace
+    )
+}
+
+fn flag_bit(flag: Flag) -> u64 {
+    match flag {
+        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Flag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+        // It concerns notifications, which are refused.
+        Flag::SeccompFilterFlagWaitKillableRecv => 0,
+    }
 }
 
 /// Architectures that this machine cannot execute are passed over.
@@ -74,18 +109,6 @@ fn add_arch(filter: &mut ScmpFilterContext, arch: Arch) -> Result<(), SeccompFil
         _ => return Ok(()),
     };
     filter.add_arch(arch).map(drop).map_err(part(format!("the architecture {arch:?}")))
-}
-
-fn set_flag(filter: &mut ScmpFilterContext, flag: Flag) -> Result<(), SeccompFilterError> {
-    match flag {
-        Flag::SeccompFilterFlagLog => filter.set_ctl_log(true),
-        Flag::SeccompFilterFlagSpecAllow => filter.set_ctl_ssb(true),
-        Flag::SeccompFilterFlagTsync => filter.set_ctl_tsync(true),
-        // It concerns notifications, which are refused.
-        Flag::SeccompFilterFlagWaitKillableRecv => return Ok(()),
-    }
-    .map(drop)
-    .map_err(part(format!("the flag {flag:?}")))
 }
 
 /// Adds the rules of one entry. System calls that libseccomp does not know are passed over, as in runc: profiles
@@ -158,7 +181,7 @@ mod tests {
     use super::*;
 
     fn compiled(json: &str) -> Result<String, SeccompFilterError> {
-        let filter = compile(&serde_json::from_str(json).unwrap())?;
+        let filter = rules(&serde_json::from_str(json).unwrap())?;
         let mut text = tempfile::tempfile().unwrap();
         filter.export_pfc(&text).unwrap();
         let mut out = String::new();
@@ -180,6 +203,16 @@ mod tests {
         .unwrap();
         assert!(text.contains("\"mkdir\"") && text.contains("ERRNO(38)"), "{text}");
         assert!(text.contains("\"socket\"") && text.contains("ERRNO(1)"), "{text}");
+    }
+
+    #[test]
+    fn the_newest_call_that_is_named_and_known_counts() {
+        let json = r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            {"names": ["read", "openat", "no_such_call"], "action": "SCMP_ACT_ALLOW"}]}"#;
+        let configured: LinuxSeccomp = serde_json::from_str(json).unwrap();
+        assert_eq!(newest_named(&configured), Some(libc::SYS_openat as u32));
+        assert!(denies_by_default(&configured));
+        assert!(!denies_by_default(&serde_json::from_str(r#"{"defaultAction": "SCMP_ACT_LOG"}"#).unwrap()));
     }
 
     #[test]

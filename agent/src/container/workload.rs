@@ -5,7 +5,6 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use libseccomp::ScmpFilterContext;
 use oci_spec::runtime::{LinuxSeccomp, Process};
 use rustix::fs::{FileType, Mode, Uid, fchown, fstat};
 use rustix::thread::Gid;
@@ -13,6 +12,7 @@ use rustix::thread::Gid;
 use super::capabilities::Sets;
 use super::channel;
 use super::command::{self, CommandError, Strings};
+use super::filter_program::Program;
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::user::{Accounts, User};
@@ -88,7 +88,7 @@ impl Workload<'_> {
 
     /// Without `no_new_privs` a filter can be loaded only by the privileged, so that is done now; with it, it
     /// waits for the last moment, so that the filter need not allow what happens until then.
-    fn restrict(&self, filter: Option<ScmpFilterContext>) -> Result<Option<ScmpFilterContext>, SetupError> {
+    fn restrict(&self, filter: Option<Program>) -> Result<Option<Program>, SetupError> {
         if self.process.no_new_privileges().unwrap_or(false) {
             rustix::thread::set_no_new_privs(true).map_err(SetupError::step("set no_new_privs"))?;
             return Ok(filter);
@@ -129,7 +129,7 @@ impl Workload<'_> {
         rustix::process::getcwd(Vec::new()).map(drop)
     }
 
-    fn ready(&self, user: &User, filter: Option<ScmpFilterContext>) -> Result<Ready, SetupError> {
+    fn ready(&self, user: &User, filter: Option<Program>) -> Result<Ready, SetupError> {
         let arguments = self.process.args().as_deref().unwrap_or_default();
         let command = arguments.first().ok_or(CommandError::Empty)?;
         let mut environment = self.process.env().clone().unwrap_or_default();
@@ -151,7 +151,7 @@ struct Ready {
     path: PathBuf,
     arguments: Strings,
     environment: Strings,
-    filter: Option<ScmpFilterContext>,
+    filter: Option<Program>,
 }
 
 impl Ready {
