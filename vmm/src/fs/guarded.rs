@@ -225,7 +225,9 @@ impl FileSystem for Guarded {
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         self.tmpfiles.clear();
-        self.inner.init(capable)
+        let wanted = self.inner.init(capable)?;
+        tracing::debug!(?capable, ?wanted, "a client of the share begins");
+        Ok(wanted)
     }
 
     fn destroy(&self) {

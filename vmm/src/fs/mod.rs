@@ -19,6 +19,8 @@
 //! changes at all; and what a program has written would be lost when its machine is killed.
 
 mod guarded;
+#[cfg(test)]
+mod tests;
 mod tmpfile;
 
 use std::fs::File;
@@ -296,7 +298,9 @@ fn passthrough_config(root_dir: String, descriptors: File, guest_fd_limit: u64) 
         readdirplus: true,
         // Set-user-id bits and file capabilities go when a file is written, as the host's kernel does it.
         killpriv_v2: true,
-        posix_acl: NegotiationMode::Auto,
+        // Linux leaves access lists out on announced mounts (6.12, `fuse_fill_super_submount`), and every entry
+        // is one.
+        posix_acl: NegotiationMode::Never,
         guest_fd_limit,
         ..Config::default()
     }

@@ -1,0 +1,268 @@
+//! The device, driven through real queues with raw FUSE messages.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use tempfile::TempDir;
+use virtiofsd::fuse::{self, Opcode};
+use vm_memory::ByteValued;
+
+use super::Fs;
+use crate::devices::testing::{self, Driver, Part};
+use crate::virtio::{GuestMemory, VirtioDevice};
+
+const REQUESTS: usize = 1;
+const IN_HEADER: usize = 40;
+const OUT_HEADER: usize = 16;
+const ROOM: u32 = 64 * 1024;
+
+/// A FUSE client with the directory that it is served.
+struct Client {
+    fs: Fs,
+    memory: GuestMemory,
+    drivers: [Driver; 2],
+    directory: TempDir,
+}
+
+/// A reply: the error number, or what follows the header.
+type Reply = Result<Vec<u8>, i32>;
+
+impl Client {
+    fn new() -> Self {
+        let mut client = Self::without_init();
+        let init = fuse::InitInCompat {
+            major: 7,
+            minor: 41,
+            max_readahead: 128 * 1024,
+            flags: u32::MAX & !(1 << 20),
+        };
+        let ext = [0u8; size_of::<fuse::InitInExt>()];
+        let reply = client.request(Opcode::Init, 0, &[init.as_slice(), &ext]).unwrap();
+        let out: fuse::InitOut = read(&reply);
+        assert_eq!((out.major, out.max_write), (7, 1 << 20));
+        client
+    }
+
+    fn without_init() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let descriptors = File::open("/proc/self/fd").unwrap();
+        let fs = Fs::new("share", directory.path(), descriptors).unwrap();
+        let memory = testing::memory();
+        let drivers = [0, 1].map(|queue| Driver::new(&memory, queue, 128));
+        Self { fs, memory, drivers, directory }
+    }
+
+    /// Sends a request and takes its reply.
+    fn request(&mut self, opcode: Opcode, node: u64, body: &[&[u8]]) -> Reply {
+        let (bytes, written) = self.send(&message(opcode as u32, node, body), ROOM);
+        assert_eq!(bytes.len(), written);
+        let header: fuse::OutHeader = read(&bytes);
+        assert_eq!((header.len as usize, header.unique), (written, 7));
+        if header.error == 0 { Ok(bytes[OUT_HEADER..].to_vec()) } else { Err(-header.error) }
+    }
+
+    /// Offers any bytes; returns what was written to the reply's room, and the length in the used ring.
+    fn send(&mut self, message: &[u8], room: u32) -> (Vec<u8>, usize) {
+        let (first, second) = message.split_at(message.len().min(IN_HEADER));
+        let offered =
+            self.drivers[REQUESTS].offer(&[Part::Read(first), Part::Read(second), Part::Write(room)]);
+        testing::notify(&mut self.fs, REQUESTS, &mut self.drivers, &self.memory).unwrap();
+        let used = self.drivers[REQUESTS].used();
+        assert_eq!(used.len(), 1);
+        let written = used[0].1 as usize;
+        let mut bytes = self.drivers[REQUESTS].read(offered.buffers[2]);
+        bytes.truncate(written);
+        (bytes, written)
+    }
+
+    fn create(&mut self, name: &str) -> (fuse::EntryOut, fuse::OpenOut) {
+        let asked = fuse::CreateIn {
+            flags: (libc::O_RDWR | libc::O_CREAT) as u32,
+            mode: libc::S_IFREG | 0o644,
+            umask: 0o022,
+            open_flags: 0,
+        };
+        let name = terminated(name);
+        let reply = self.request(Opcode::Create, 1, &[asked.as_slice(), &name]).unwrap();
+        (read(&reply), read(&reply[size_of::<fuse::EntryOut>()..]))
+    }
+
+    fn write(&mut self, node: u64, handle: u64, data: &[u8]) -> Reply {
+        let asked = fuse::WriteIn { fh: handle, size: data.len() as u32, ..Default::default() };
+        self.request(Opcode::Write, node, &[asked.as_slice(), data])
+    }
+
+    fn read(&mut self, node: u64, handle: u64, size: u32) -> Reply {
+        let asked = fuse::ReadIn { fh: handle, size, ..Default::default() };
+        self.request(Opcode::Read, node, &[asked.as_slice()])
+    }
+
+    fn mknod(&mut self, name: &str, mode: u32) -> Reply {
+        let asked = fuse::MknodIn { mode, rdev: 0x103, ..Default::default() };
+        self.request(Opcode::Mknod, 1, &[asked.as_slice(), &terminated(name)])
+    }
+}
+
+fn message(opcode: u32, node: u64, body: &[&[u8]]) -> Vec<u8> {
+    let body = body.concat();
+    let len = (IN_HEADER + body.len()) as u32;
+    let header = fuse::InHeader { len, opcode, unique: 7, nodeid: node, ..Default::default() };
+    [header.as_slice(), &body].concat()
+}
+
+fn terminated(name: &str) -> Vec<u8> {
+    [name.as_bytes(), b"\0"].concat()
+}
+
+/// The value at the front of some bytes.
+fn read<T: ByteValued + Default>(bytes: &[u8]) -> T {
+    let mut value = T::default();
+    value.as_mut_slice().copy_from_slice(&bytes[..size_of::<T>()]);
+    value
+}
+
+#[test]
+fn the_configuration_is_the_tag_and_one_request_queue() {
+    let client = Client::without_init();
+    let mut config = [0xff; 44];
+    client.fs.read_config(0, &mut config);
+    assert_eq!(&config[..6], b"share\0");
+    assert_eq!(config[36..44], [1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_file_is_made_written_and_read() {
+    let mut client = Client::new();
+    let (entry, open) = client.create("file");
+    client.write(entry.nodeid, open.fh, b"content").unwrap();
+    assert_eq!(client.read(entry.nodeid, open.fh, 100).unwrap(), b"content");
+    assert_eq!(std::fs::read(client.directory.path().join("file")).unwrap(), b"content");
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let mut client = Client::new();
+    std::fs::create_dir(client.directory.path().join("sub")).unwrap();
+    for name in ["..", ".", "", "/etc", "sub/x", "../x"] {
+        let name = terminated(name);
+        assert_eq!(client.request(Opcode::Lookup, 1, &[&name]), Err(libc::EINVAL));
+        assert_eq!(client.request(Opcode::Unlink, 1, &[&name]), Err(libc::EINVAL));
+        let mode = fuse::MkdirIn { mode: 0o755, umask: 0 };
+        assert_eq!(client.request(Opcode::Mkdir, 1, &[mode.as_slice(), &name]), Err(libc::EINVAL));
+    }
+}
+
+#[test]
+fn a_symbolic_link_is_shown_and_never_followed() {
+    let mut client = Client::new();
+    std::os::unix::fs::symlink("/etc/passwd", client.directory.path().join("link")).unwrap();
+    let reply = client.request(Opcode::Lookup, 1, &[b"link\0"]).unwrap();
+    let entry: fuse::EntryOut = read(&reply);
+    assert_eq!(entry.attr.mode & libc::S_IFMT, libc::S_IFLNK);
+    let open = fuse::OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
+    assert!(client.request(Opcode::Open, entry.nodeid, &[open.as_slice()]).is_err());
+    assert_eq!(client.request(Opcode::Readlink, entry.nodeid, &[]).unwrap(), b"/etc/passwd");
+}
+
+#[test]
+fn device_nodes_are_refused_and_pipes_are_not() {
+    let mut client = Client::new();
+    assert_eq!(client.mknod("null", libc::S_IFCHR | 0o666), Err(libc::EPERM));
+    assert_eq!(client.mknod("disk", libc::S_IFBLK | 0o666), Err(libc::EPERM));
+    client.mknod("pipe", libc::S_IFIFO | 0o600).unwrap();
+    let made = std::fs::symlink_metadata(client.directory.path().join("pipe")).unwrap();
+    assert!(made.file_type().is_fifo());
+    assert!(!client.directory.path().join("null").exists());
+}
+
+#[test]
+fn a_file_without_a_name_gets_one_by_a_link() {
+    let mut client = Client::new();
+    let asked = fuse::CreateIn {
+        flags: libc::O_RDWR as u32,
+        mode: libc::S_IFREG | 0o666,
+        umask: 0o022,
+        open_flags: 0,
+    };
+    let reply = client.request(Opcode::TmpFile, 1, &[asked.as_slice(), b"/\0"]).unwrap();
+    let entry: fuse::EntryOut = read(&reply);
+    let open: fuse::OpenOut = read(&reply[size_of::<fuse::EntryOut>()..]);
+    assert_eq!((entry.attr.nlink, entry.attr.mode), (0, libc::S_IFREG | 0o644));
+    client.write(entry.nodeid, open.fh, b"nameless").unwrap();
+    assert_eq!(std::fs::read_dir(client.directory.path()).unwrap().count(), 0);
+
+    let link = fuse::LinkIn { oldnodeid: entry.nodeid };
+    client.request(Opcode::Link, 1, &[link.as_slice(), b"named\0"]).unwrap();
+    let path = client.directory.path().join("named");
+    assert_eq!(std::fs::read(&path).unwrap(), b"nameless");
+    assert_eq!(std::fs::metadata(&path).unwrap().nlink(), 1);
+
+    client.write(entry.nodeid, open.fh, b"NAME").unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"NAMEless");
+    let release = fuse::ReleaseIn { fh: open.fh, ..Default::default() };
+    client.request(Opcode::Release, entry.nodeid, &[release.as_slice()]).unwrap();
+    assert_eq!(client.read(entry.nodeid, open.fh, 8), Err(libc::EBADF));
+    let forget = fuse::ForgetIn { nlookup: 1 };
+    let (_, written) = client.send(&message(Opcode::Forget as u32, entry.nodeid, &[forget.as_slice()]), ROOM);
+    assert_eq!(written, 0);
+    let getattr = fuse::GetattrIn::default();
+    assert_eq!(client.request(Opcode::Getattr, entry.nodeid, &[getattr.as_slice()]), Err(libc::EBADF));
+}
+
+#[test]
+fn sizes_that_the_guest_makes_up_allocate_nothing_of_that_size() {
+    let mut client = Client::new();
+    let (entry, _) = client.create("file");
+    for (size, answer) in [(u32::MAX, libc::ENOMEM), (1 << 20, libc::ENODATA)] {
+        let asked = fuse::GetxattrIn { size, padding: 0 };
+        let reply = client.request(Opcode::Getxattr, entry.nodeid, &[asked.as_slice(), b"user.none\0"]);
+        assert_eq!(reply, Err(answer), "{size}");
+    }
+}
+
+#[test]
+fn nodes_and_handles_that_were_never_given_out_are_refused() {
+    let mut client = Client::new();
+    let (entry, open) = client.create("file");
+    for node in [0, 99, 1 << 63, u64::MAX] {
+        assert_eq!(client.read(node, open.fh, 10), Err(libc::EBADF), "{node}");
+        assert_eq!(client.request(Opcode::Lookup, node, &[b"x\0"]), Err(libc::EBADF), "{node}");
+        let link = fuse::LinkIn { oldnodeid: node };
+        assert_eq!(client.request(Opcode::Link, 1, &[link.as_slice(), b"l\0"]), Err(libc::EBADF));
+    }
+    for handle in [open.fh + 1, 1 << 63, u64::MAX] {
+        assert_eq!(client.read(entry.nodeid, handle, 10), Err(libc::EBADF), "{handle}");
+    }
+}
+
+#[test]
+fn malformed_messages_are_answered_or_dropped() {
+    let mut client = Client::new();
+    let lookup = message(Opcode::Lookup as u32, 1, &[b"x\0"]);
+    assert_eq!(client.send(&lookup[..39], ROOM).1, 0, "no header");
+    assert_eq!(client.send(&lookup, 15).1, 0, "no room for a reply");
+    assert_eq!(client.send(&lookup, 16).1, OUT_HEADER, "room for an error only");
+
+    for len in [0u32, 39, 41, 4096, u32::MAX] {
+        let mut lying = lookup.clone();
+        lying[..4].copy_from_slice(&len.to_le_bytes());
+        let (bytes, written) = client.send(&lying, ROOM);
+        assert_eq!(written, OUT_HEADER, "length {len}");
+        assert_ne!(read::<fuse::OutHeader>(&bytes).error, 0, "length {len}");
+    }
+    let (bytes, _) = client.send(&message(9999, 1, &[]), ROOM);
+    assert_eq!(read::<fuse::OutHeader>(&bytes).error, -libc::ENOSYS);
+    // Each operation with nothing behind its header.
+    for opcode in (1..=52).filter(|opcode| *opcode != Opcode::Init as u32) {
+        client.send(&message(opcode, 1, &[]), ROOM);
+    }
+}
+
+#[test]
+fn a_request_of_another_client_starts_anew() {
+    let mut client = Client::new();
+    let (entry, open) = client.create("file");
+    let init = fuse::InitInCompat { major: 7, minor: 41, ..Default::default() };
+    client.request(Opcode::Init, 0, &[init.as_slice()]).unwrap();
+    assert_eq!(client.read(entry.nodeid, open.fh, 10), Err(libc::EBADF));
+}
