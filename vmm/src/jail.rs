@@ -300,3 +300,7 @@ fn set_attributes(mount: BorrowedFd<'_>, flags: AtFlags, attributes: u64) -> Res
     }
     Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
+
+#[cfg(test)]
+#[path = "jail_tests.rs"]
+mod tests;

@@ -156,7 +156,10 @@ mod tests {
     #[test]
     fn the_gap_is_left_out() {
         let layout = Layout::new(5 * GIB);
-        assert_eq!(layout.backed(), [Extent { start: 0, len: 3 * GIB }, Extent { start: 4 * GIB, len: 2 * GIB }]);
+        assert_eq!(
+            layout.backed(),
+            [Extent { start: 0, len: 3 * GIB }, Extent { start: 4 * GIB, len: 2 * GIB }]
+        );
         assert_eq!(layout.panic_log().end(), LOW_MEMORY_END);
         assert!(MMIO_START > LOW_MEMORY_END);
     }

@@ -27,7 +27,9 @@ fn probe_kvm() -> ProbedMachine {
 
 fn probe_qemu() -> ProbedMachine {
     match find_program(qemu::PROGRAM) {
-        Some(path) => ProbedMachine { usable: true, finding: format!("{} is installed", path.display()), remedy: None },
+        Some(path) => {
+            ProbedMachine { usable: true, finding: format!("{} is installed", path.display()), remedy: None }
+        }
         None => ProbedMachine {
             usable: false,
             finding: format!("{} is not installed", qemu::PROGRAM),

@@ -97,9 +97,7 @@ fn make_machine(
         }
         (Err(unusable), MachineChoice::Kvm) => Err(SessionError::KvmUnusable(unusable)),
         (Err(kvm), _) if !probe::qemu_is_installed() => Err(SessionError::NoMachine { kvm }),
-        (Err(unusable), _) => {
-            Ok((Box::new(QemuMachine::start(config, timeline)?), unusable.finding))
-        }
+        (Err(unusable), _) => Ok((Box::new(QemuMachine::start(config, timeline)?), unusable.finding)),
     }
 }
 
@@ -148,5 +146,8 @@ fn wait(machine: &dyn Machine, control: &Control, events: &EventSocket) -> Resul
 
 fn until(deadline: Instant) -> Timespec {
     let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-    Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
+    Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    }
 }

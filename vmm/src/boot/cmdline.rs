@@ -10,7 +10,7 @@ pub struct MmioSlot {
     /// Its page.
     pub address: u64,
     /// Its interrupt line.
-    pub irq: u32,
+    pub irq: u8,
 }
 
 /// Whether the machine has a serial port.
@@ -53,7 +53,9 @@ mod tests {
     fn devices_are_announced_in_order() {
         let slots = [MmioSlot { address: 0xd000_0000, irq: 5 }, MmioSlot { address: 0xd000_1000, irq: 6 }];
         let text = kernel_cmdline(Extent { start: 0x3ff0000, len: 0x10000 }, Console::None, &slots, "quiet");
-        assert!(text.contains("virtio_mmio.device=0x1000@0xd0000000:5 virtio_mmio.device=0x1000@0xd0001000:6"));
+        assert!(
+            text.contains("virtio_mmio.device=0x1000@0xd0000000:5 virtio_mmio.device=0x1000@0xd0001000:6")
+        );
         assert!(text.contains("ramoops.mem_address=0x3ff0000 ramoops.mem_size=0x10000"));
         assert!(text.ends_with(" quiet") && !text.contains("console="));
     }

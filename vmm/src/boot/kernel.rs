@@ -32,7 +32,11 @@ pub struct Loaded {
 }
 
 /// Loads a kernel to the addresses that it says.
-pub fn load_kernel(memory: &GuestMemory, layout: Layout, kernel: &mut GuestFile) -> Result<Loaded, BootError> {
+pub fn load_kernel(
+    memory: &GuestMemory,
+    layout: Layout,
+    kernel: &mut GuestFile,
+) -> Result<Loaded, BootError> {
     let path = kernel.path.clone();
     let memory_mib = layout.total() / MIB;
     let loaded = Elf::load(memory, None, &mut kernel.file, Some(GuestAddress(EXTENDED_START)));
@@ -59,7 +63,9 @@ fn in_words(error: LoaderError) -> String {
     match error {
         LoaderError::Elf(ElfError::ReadElfHeader) => "it is too short".to_owned(),
         LoaderError::Elf(ElfError::InvalidElfMagicNumber) => "it is no ELF image".to_owned(),
-        LoaderError::Elf(ElfError::InvalidEntryAddress) => "it is an ELF image, but not of a kernel".to_owned(),
+        LoaderError::Elf(ElfError::InvalidEntryAddress) => {
+            "it is an ELF image, but not of a kernel".to_owned()
+        }
         error => error.to_string(),
     }
 }

@@ -97,6 +97,9 @@ fn an_image_that_is_none_is_refused() {
 fn too_little_memory_says_what_would_do() {
     let content = [CPIO_MAGIC, &vec![0; 8 << 20]].concat();
     let error = place_image(&content, 48).unwrap_err().to_string();
-    assert!(error.contains("48 MiB of memory are too little") && error.contains("at least 52 MiB"), "{error}");
+    assert!(
+        error.contains("48 MiB of memory are too little") && error.contains("at least 52 MiB"),
+        "{error}"
+    );
     assert!(place_image(&content, 52).is_ok());
 }

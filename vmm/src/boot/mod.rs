@@ -33,7 +33,9 @@ use crate::virtio::GuestMemory;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file cannot be opened.
-    #[error("cannot open the guest {what} {path}: {why}; give another with {variable}, or build it with `make`")]
+    #[error(
+        "cannot open the guest {what} {path}: {why}; give another with {variable}, or build it with `make`"
+    )]
     Open {
         /// `kernel` or `image`.
         what: &'static str,
@@ -120,14 +122,21 @@ impl GuestFile {
     }
 
     fn open(what: &'static str, variable: &'static str, path: &std::path::Path) -> Result<Self, BootError> {
-        let file = File::open(path).map_err(|why| BootError::Open {
-            what,
-            path: path.to_owned(),
-            why,
-            variable,
-        })?;
+        let file =
+            File::open(path).map_err(|why| BootError::Open { what, path: path.to_owned(), why, variable })?;
         Ok(Self { file, path: path.to_owned() })
     }
+}
+
+/// What a guest is told about its machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Description<'a> {
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+    /// How many vCPUs there are.
+    pub vcpus: u8,
+    /// The interrupt lines of its devices.
+    pub lines: &'a [u8],
 }
 
 /// Puts a guest into its memory and returns where its kernel is entered.
@@ -136,13 +145,12 @@ pub fn load(
     layout: Layout,
     kernel: &mut GuestFile,
     image: &mut GuestFile,
-    cmdline: &str,
-    vcpus: u8,
+    machine: &Description<'_>,
 ) -> Result<Entry, BootError> {
     let loaded = kernel::load_kernel(memory, layout, kernel)?;
     let initramfs = kernel::load_image(memory, layout, image, loaded.end)?;
-    mptable::write(memory, vcpus)?;
-    pvh::write(memory, layout, initramfs, cmdline)?;
+    mptable::write(memory, machine.vcpus, machine.lines)?;
+    pvh::write(memory, layout, initramfs, machine.cmdline)?;
     Ok(Entry { instruction: loaded.entry, start_info: pvh::START_INFO })
 }
 

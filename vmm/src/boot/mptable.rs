@@ -2,8 +2,9 @@
 //! lines reach them.
 //!
 //! It is what a kernel without ACPI goes by. A floating pointer, found by its signature between 960 KiB and
-//! 1 MiB, leads to a table of a header and entries: a processor each, the ISA bus, the I/O APIC, its
-//! interrupt lines in their plain order, and the two local lines of every processor.
+//! 1 MiB, leads to a table of a header and entries: a processor each, the ISA bus, the I/O APIC, those of its
+//! interrupt lines that are in use, and the two local lines of every processor. The kernel sets up every line
+//! that it finds here, with several exits each, so there is none without a device.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -19,8 +20,8 @@ const SPECIFICATION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// The lines of KVM's I/O APIC.
-const IO_APIC_LINES: u8 = 24;
+/// The line of the timer chip.
+const TIMER_LINE: u8 = 0;
 
 /// Kinds of entries.
 const PROCESSOR: u8 = 0;
@@ -39,10 +40,10 @@ const BOOT_PROCESSOR: u8 = 2;
 const ALL_PROCESSORS: u8 = 0xff;
 const ISA_BUS: u8 = 0;
 
-/// Writes the table for so many processors.
-pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), BootError> {
+/// Writes the table for so many processors and these interrupt lines, besides that of the timer.
+pub fn write(memory: &GuestMemory, vcpus: u8, lines: &[u8]) -> Result<(), BootError> {
     let failed = |_| BootError::Table("MP table");
-    let table = table(vcpus);
+    let table = table(vcpus, lines);
     memory.write_slice(&table, GuestAddress(START + POINTER_BYTES)).map_err(failed)?;
     memory.write_slice(&pointer(), GuestAddress(START)).map_err(failed)
 }
@@ -56,7 +57,7 @@ fn pointer() -> Vec<u8> {
     pointer
 }
 
-fn table(vcpus: u8) -> Vec<u8> {
+fn table(vcpus: u8, lines: &[u8]) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut count: u16 = 0;
     let mut add = |entry: &[u8]| {
@@ -74,7 +75,7 @@ fn table(vcpus: u8) -> Vec<u8> {
     let io_apic_id = vcpus;
     let address = IO_APIC.to_le_bytes();
     add(&[IO_APIC_ENTRY, io_apic_id, APIC_VERSION, ENABLED, address[0], address[1], address[2], address[3]]);
-    for line in 0..IO_APIC_LINES {
+    for &line in std::iter::once(&TIMER_LINE).chain(lines) {
         add(&[LINE, VECTORED, 0, 0, ISA_BUS, line, io_apic_id, line]);
     }
     add(&[LOCAL_LINE, EXTERNAL, 0, 0, ISA_BUS, 0, 0, 0]);
@@ -115,27 +116,27 @@ mod tests {
         assert_eq!(pointer().len(), 16);
         assert!(sums_to_zero(&pointer()));
         for vcpus in [1, 2, 254] {
-            assert!(sums_to_zero(&table(vcpus)), "{vcpus}");
+            assert!(sums_to_zero(&table(vcpus, &[5, 6])), "{vcpus}");
         }
     }
 
     #[test]
     fn the_header_states_its_own_length_and_count() {
-        let table = table(3);
+        let table = table(3, &[4, 5]);
         assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
-        assert_eq!(u16::from_le_bytes([table[34], table[35]]), 3 + 1 + 1 + 24 + 2);
-        assert_eq!(table.len(), HEADER_BYTES + 3 * 20 + 28 * 8);
+        assert_eq!(u16::from_le_bytes([table[34], table[35]]), 3 + 1 + 1 + 3 + 2);
+        assert_eq!(table.len(), HEADER_BYTES + 3 * 20 + 7 * 8);
     }
 
     #[test]
     fn only_the_first_processor_boots() {
-        let table = table(2);
+        let table = table(2, &[]);
         assert_eq!(table[HEADER_BYTES + 3], ENABLED | BOOT_PROCESSOR);
         assert_eq!(table[HEADER_BYTES + 20 + 3], ENABLED);
     }
 
     #[test]
     fn the_largest_table_fits_below_one_mebibyte() {
-        assert!(START + POINTER_BYTES + table(254).len() as u64 <= 1 << 20);
+        assert!(START + POINTER_BYTES + table(254, &[5; 19]).len() as u64 <= 1 << 20);
     }
 }

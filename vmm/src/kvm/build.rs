@@ -16,8 +16,8 @@ use super::run_control::{self, RunControl};
 use super::vcpu::Shared;
 use super::vm::VmError;
 use super::{KvmMachine, cpuid, vcpu, vm};
-use crate::boot::cmdline::{Console, kernel_cmdline};
-use crate::boot::{self, BootError, GuestFile};
+use crate::boot::cmdline::{Console, MmioSlot, kernel_cmdline};
+use crate::boot::{self, BootError, Description, GuestFile};
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::devices::balloon::Balloon;
@@ -113,15 +113,21 @@ impl KvmMachine {
         timeline.step("enter the jail");
 
         let devices = make_devices(config, &memory, &mut opened)?;
-        let serial = opened.console.take().map(SerialPort::new).transpose().map_err(host("make a serial port"))?;
+        let serial =
+            opened.console.take().map(SerialPort::new).transpose().map_err(host("make a serial port"))?;
         let serial = serial.map(Arc::new);
         let mut shared = new_shared()?;
         attach_devices(&vm, &mut shared.memory_bus, &devices)?;
         attach_ports(&vm, &mut shared.port_bus, serial.as_ref())?;
         timeline.step("make devices");
 
-        let cmdline = cmdline(config, layout, devices.len());
-        let entry = boot::load(&memory, layout, &mut opened.kernel, &mut opened.image, &cmdline, count)?;
+        let slots: Vec<_> = (0..devices.len()).map(vm::mmio_slot).collect();
+        let description = Description {
+            cmdline: &cmdline(config, layout, &slots),
+            vcpus: count,
+            lines: &lines(&slots, serial.is_some()),
+        };
+        let entry = boot::load(&memory, layout, &mut opened.kernel, &mut opened.image, &description)?;
         timeline.step("load the kernel and the image");
 
         vcpu::set_entry(&first, entry)?;
@@ -175,7 +181,8 @@ fn make_devices(
 ) -> Result<Vec<Arc<MmioDevice>>, StartError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::default())];
     if let (Some(vsock), Some(listener)) = (config.vsock(), opened.vsock.take()) {
-        let device = Vsock::new(vsock.cid, listener, in_jail(&vsock.socket)).map_err(host("make the vsock device"))?;
+        let device =
+            Vsock::new(vsock.cid, listener, in_jail(&vsock.socket)).map_err(host("make the vsock device"))?;
         devices.push(Box::new(device));
     }
     if !config.shares().is_empty() {
@@ -235,10 +242,15 @@ fn attach_ports(vm: &VmFd, bus: &mut Bus, serial: Option<&Arc<SerialPort>>) -> R
     Ok(())
 }
 
-fn cmdline(config: &Config, layout: Layout, devices: usize) -> String {
+fn cmdline(config: &Config, layout: Layout, slots: &[MmioSlot]) -> String {
     let console = if config.console().is_some() { Console::Serial } else { Console::None };
-    let slots: Vec<_> = (0..devices).map(vm::mmio_slot).collect();
-    kernel_cmdline(layout.panic_log(), console, &slots, config.cmdline())
+    kernel_cmdline(layout.panic_log(), console, slots, config.cmdline())
+}
+
+/// The interrupt lines in use.
+fn lines(slots: &[MmioSlot], serial: bool) -> Vec<u8> {
+    let serial = serial.then_some(SERIAL_IRQ);
+    serial.into_iter().chain(slots.iter().map(|slot| slot.irq)).collect()
 }
 
 fn start_vcpus(

@@ -58,11 +58,8 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology) {
         0x1 => {
             entry.ecx = (entry.ecx & !VMX) | TSC_DEADLINE | HYPERVISOR;
             entry.ebx = (entry.ebx & 0x0000_ffff) | (topology.vcpus << 16) | (topology.id << 24);
-            entry.edx = if topology.vcpus > 1 {
-                entry.edx | HYPER_THREADING
-            } else {
-                entry.edx & !HYPER_THREADING
-            };
+            entry.edx =
+                if topology.vcpus > 1 { entry.edx | HYPER_THREADING } else { entry.edx & !HYPER_THREADING };
         }
         0x4 => patch_caches(entry, topology),
         0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
@@ -102,8 +99,15 @@ mod tests {
 
     fn patched(function: u32, index: u32, id: u8, vcpus: u8) -> kvm_cpuid_entry2 {
         let all = u32::MAX;
-        let entry =
-            kvm_cpuid_entry2 { function, index, eax: all, ebx: all, ecx: all, edx: all, ..Default::default() };
+        let entry = kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: all,
+            ebx: all,
+            ecx: all,
+            edx: all,
+            ..Default::default()
+        };
         let supported = CpuId::from_entries(&[entry]).unwrap();
         for_vcpu(&supported, id, vcpus).as_slice()[0]
     }

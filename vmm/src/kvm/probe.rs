@@ -75,7 +75,10 @@ impl Speed {
     /// The measurement in words.
     pub fn describe(self) -> String {
         if self.time < Duration::from_micros(1) {
-            return format!("guest kernel code runs {} instructions in less than 0.001 ms", self.instructions);
+            return format!(
+                "guest kernel code runs {} instructions in less than 0.001 ms",
+                self.instructions
+            );
         }
         format!(
             "guest kernel code runs at {:.0} million instructions/s ({} in {:.3} ms)",

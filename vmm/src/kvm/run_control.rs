@@ -125,7 +125,8 @@ impl RunControl {
 /// Makes the signal that takes vCPU threads out of the guest harmless otherwise.
 pub fn install_signal() -> std::io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing).map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
+    register_signal_handler(SIGRTMIN(), nothing)
+        .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
 }
 
 #[cfg(test)]

@@ -170,7 +170,8 @@ fn step(vcpu: &mut VcpuFd, shared: &Shared) -> Option<GuestEnd> {
             return Some(GuestEnd::Failed(failure::describe(vcpu, &what)));
         }
         VcpuExit::FailEntry(reason, cpu) => {
-            let what = format!("the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})");
+            let what =
+                format!("the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})");
             return Some(GuestEnd::Failed(failure::describe(vcpu, &what)));
         }
         other => {

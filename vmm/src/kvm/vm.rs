@@ -14,7 +14,7 @@ use crate::virtio::mmio::{MmioDevice, WINDOW_BYTES};
 use crate::virtio::registers::QUEUE_NOTIFY;
 
 /// The first interrupt line of a virtio device: those below belong to the PC's own devices.
-const FIRST_IRQ: u32 = 5;
+const FIRST_IRQ: u8 = 5;
 
 /// How often an interrupted KVM_CREATE_VM is tried again.
 const CREATE_ATTEMPTS: u32 = 5;
@@ -76,7 +76,7 @@ pub fn add_interrupt_controllers(vm: &VmFd) -> Result<(), VmError> {
 
 /// Where a device is, by its place in the order of devices.
 pub fn mmio_slot(index: usize) -> MmioSlot {
-    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    let index = u8::try_from(index).unwrap_or(u8::MAX);
     MmioSlot { address: MMIO_START + u64::from(index) * WINDOW_BYTES, irq: FIRST_IRQ.saturating_add(index) }
 }
 
@@ -91,6 +91,6 @@ pub fn connect(vm: &VmFd, device: &MmioDevice, slot: MmioSlot) -> Result<(), VmE
 }
 
 /// Connects an eventfd to an interrupt line: each write is an edge.
-pub fn connect_interrupt(vm: &VmFd, line: &EventFd, irq: u32) -> Result<(), VmError> {
-    vm.register_irqfd(line, irq).map_err(VmError::of("connect an interrupt line"))
+pub fn connect_interrupt(vm: &VmFd, line: &EventFd, irq: u8) -> Result<(), VmError> {
+    vm.register_irqfd(line, irq.into()).map_err(VmError::of("connect an interrupt line"))
 }

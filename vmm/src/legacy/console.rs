@@ -49,8 +49,10 @@ impl ConsoleFile {
         let line = std::mem::take(&mut self.line);
         let result = match self.limits.admit(line.len() as u64, Instant::now()) {
             Verdict::Write => self.file.write_all(&line),
-            Verdict::WriteAfterGap(bytes) => write!(self.file, "\n[{bytes} bytes of console output dropped]\n")
-                .and_then(|()| self.file.write_all(&line)),
+            Verdict::WriteAfterGap(bytes) => {
+                write!(self.file, "\n[{bytes} bytes of console output dropped]\n")
+                    .and_then(|()| self.file.write_all(&line))
+            }
             Verdict::Drop => Ok(()),
         };
         self.line = line;

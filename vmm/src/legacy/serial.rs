@@ -17,7 +17,7 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 /// How many ports it has.
 pub const SERIAL_PORTS: u16 = 8;
 /// Its interrupt line.
-pub const SERIAL_IRQ: u32 = 4;
+pub const SERIAL_IRQ: u8 = 4;
 
 /// The line to the interrupt controller.
 #[derive(Debug)]
@@ -51,10 +51,7 @@ impl SerialPort {
     /// What was written and dropped.
     pub fn statistics(&self) -> BTreeMap<String, u64> {
         let counts = self.lock().writer().counts();
-        BTreeMap::from([
-            ("bytes".to_owned(), counts.written),
-            ("dropped_bytes".to_owned(), counts.dropped),
-        ])
+        BTreeMap::from([("bytes".to_owned(), counts.written), ("dropped_bytes".to_owned(), counts.dropped)])
     }
 
     fn lock(&self) -> MutexGuard<'_, Port> {

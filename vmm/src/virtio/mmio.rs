@@ -232,7 +232,7 @@ impl BusDevice for MmioDevice {
         data.fill(0);
         if offset >= CONFIG_SPACE {
             self.lock().device.read_config(offset - CONFIG_SPACE, data);
-        } else if data.len() == 4 && offset % 4 == 0 {
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         }
     }
@@ -241,7 +241,7 @@ impl BusDevice for MmioDevice {
         if offset >= CONFIG_SPACE {
             self.lock().device.write_config(offset - CONFIG_SPACE, data);
         } else if let Ok(bytes) = <[u8; 4]>::try_from(data)
-            && offset % 4 == 0
+            && offset.is_multiple_of(4)
         {
             self.write_register(offset, u32::from_le_bytes(bytes));
         }

@@ -108,8 +108,14 @@ pub struct Registers {
 impl Registers {
     /// The registers of a device after a reset.
     pub fn new(device_type: u32, offered: u64, queue_sizes: &[u16]) -> Self {
-        let plan =
-            |&max_size| QueuePlan { max_size, size: max_size, ready: false, descriptors: 0, available: 0, used: 0 };
+        let plan = |&max_size| QueuePlan {
+            max_size,
+            size: max_size,
+            ready: false,
+            descriptors: 0,
+            available: 0,
+            used: 0,
+        };
         Self {
             device_type,
             offered,
@@ -217,7 +223,8 @@ impl Registers {
         if self.step() != NEGOTIATED {
             return;
         }
-        let Some(queue) = usize::try_from(self.queue_sel).ok().and_then(|index| self.queues.get_mut(index)) else {
+        let Some(queue) = usize::try_from(self.queue_sel).ok().and_then(|index| self.queues.get_mut(index))
+        else {
             return;
         };
         if offset == QUEUE_READY {

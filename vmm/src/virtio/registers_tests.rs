@@ -100,7 +100,8 @@ fn a_failed_driver_has_to_reset() {
 
 #[test]
 fn features_must_be_offered_and_modern() {
-    for (features, accepted) in [(VERSION_1, true), (OFFERED, true), (0b1, false), (VERSION_1 | 0b10, false)] {
+    for (features, accepted) in [(VERSION_1, true), (OFFERED, true), (0b1, false), (VERSION_1 | 0b10, false)]
+    {
         let mut registers = at(Step::Driver);
         accept(&mut registers, features);
         registers.write(offset::STATUS, NEGOTIATED);
@@ -209,7 +210,8 @@ fn random_drivers_get_nowhere_they_should_not() {
         for _ in 0..300 {
             // Half of the writes are those of a driver that makes progress.
             let status = registers.read(offset::STATUS);
-            let next = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK].into_iter().find(|bit| status & bit == 0);
+            let next =
+                [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK].into_iter().find(|bit| status & bit == 0);
             let (offset, value) = match random() % 8 {
                 0..=2 => (offset::STATUS, status | next.unwrap_or(0)),
                 3 => (offset::DRIVER_FEATURES_SEL, (random() % 2) as u32),

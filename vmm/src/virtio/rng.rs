@@ -62,7 +62,8 @@ impl VirtioDevice for Rng {
         serve(queue, memory, &LIMITS, |chain| {
             let mut random = [0; FILL_BYTES];
             let wanted = chain.writable.len().min(FILL_BYTES);
-            let filled = random.get_mut(..wanted).and_then(|part| getrandom(part, GetRandomFlags::empty()).ok());
+            let filled =
+                random.get_mut(..wanted).and_then(|part| getrandom(part, GetRandomFlags::empty()).ok());
             let written = filled.unwrap_or(0).min(wanted);
             if let Some(part) = random.get(..written) {
                 chain.writable.write(part).map_err(|why| BrokenRing { queue: 0, reason: why.to_string() })?;
