@@ -67,7 +67,9 @@ fn bench(features: u64, queue_size: u16) -> Bench {
     for driver in &mut drivers {
         driver.queue.set_event_idx(features & EVENT_IDX != 0);
     }
-    Bench { net, memory, drivers, host: host_socket() }
+    let bench = Bench { net, memory, drivers, host: host_socket() };
+    bench.wait_for_link();
+    bench
 }
 
 /// A socket that sends and receives whole frames on the tap, as the host's network does.
@@ -101,6 +103,19 @@ fn frame(number: u8, bytes: usize) -> Vec<u8> {
 }
 
 impl Bench {
+    /// Waits until the host's network takes the tap for connected: it drops what it sends to it before.
+    fn wait_for_link(&self) {
+        let some_time = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        loop {
+            self.host_sends(&frame(0, 60));
+            let mut fds = [PollFd::new(&self.net.tap, PollFlags::IN)];
+            if poll(&mut fds, Some(&some_time)).unwrap() == 1 {
+                break;
+            }
+        }
+        while rustix::io::read(&self.net.tap, &mut [0; 100]).is_ok() {}
+    }
+
     fn host_sends(&self, frame: &[u8]) {
         assert_eq!(send(&self.host, frame, SendFlags::empty()), Ok(frame.len()));
     }
