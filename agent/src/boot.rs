@@ -206,6 +206,15 @@ fn replace_standard(null: BorrowedFd<'_>) -> Result<(), BootError> {
     }
 }
 
+/// Makes the settings of the whole machine: memory that is only asked for is granted, however much.
+///
+/// A guest has little more memory than its container may use, so the kernel's own guess would refuse what it
+/// grants on a large machine. What is really used is held by the container's limit, as everywhere.
+pub fn machine() -> Result<(), BootError> {
+    const SETTING: &str = "/proc/sys/vm/overcommit_memory";
+    std::fs::write(SETTING, "1").map_err(|e| failed(format!("write {SETTING}"), e))
+}
+
 /// Gives every controller that the kernel has to the cgroups below the root.
 fn enable_controllers() -> Result<(), BootError> {
     let list = format!("{CGROUP_MOUNT}/cgroup.controllers");

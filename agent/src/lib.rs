@@ -47,6 +47,9 @@ pub fn run() -> i32 {
     power::on_panic(place.end());
     let ended = boot::dial_host(place.dialer(), first_instruction).and_then(|control| {
         boot::system()?;
+        if place == Place::Guest {
+            boot::machine()?;
+        }
         serve::Agent::new(control, place.dialer())?.serve().map_err(boot::BootError::from)
     });
     if let Err(e) = ended {
