@@ -30,7 +30,8 @@ const COMMANDS: [Command; 7] = [
 ];
 
 fn main() -> ExitCode {
-    if std::process::id() == 1 && std::env::args().len() == 1 {
+    // The kernel may have arguments for it; a container's process 1 has another name.
+    if std::process::id() == 1 && std::env::args().next().is_some_and(|name| name == "/init") {
         init::run();
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -13,6 +13,9 @@ pub fn write(path: &Path, task: Option<&str>) -> io::Result<()> {
     for (inode, directory) in (1..).zip(["dev", "proc", "sys", "mnt"]) {
         entry(&mut image, inode, directory, 0o040_755, &[])?;
     }
+    // A guest without a console starts its first program without standard streams, and Rust's runtime then wants
+    // this.
+    device(&mut image, 99, "dev/null", (1, 3))?;
     entry(&mut image, 100, "init", 0o100_755, &fs::read(binary("sandbox-probe"))?)?;
     if let Some(task) = task {
         entry(&mut image, 101, "task", 0o100_644, task.as_bytes())?;
@@ -20,13 +23,28 @@ pub fn write(path: &Path, task: Option<&str>) -> io::Result<()> {
     entry(&mut image, 0, "TRAILER!!!", 0, &[])
 }
 
-/// One entry in the "newc" format: a header of hexadecimal fields, the name, the data, each padded to 4 bytes.
+fn device(to: &mut impl Write, inode: u32, name: &str, (major, minor): (u32, u32)) -> io::Result<()> {
+    node(to, inode, name, 0o020_666, (major, minor), &[])
+}
+
 fn entry(to: &mut impl Write, inode: u32, name: &str, mode: u32, data: &[u8]) -> io::Result<()> {
+    node(to, inode, name, mode, (0, 0), data)
+}
+
+/// One entry in the "newc" format: a header of hexadecimal fields, the name, the data, each padded to 4 bytes.
+fn node(
+    to: &mut impl Write,
+    inode: u32,
+    name: &str,
+    mode: u32,
+    (major, minor): (u32, u32),
+    data: &[u8],
+) -> io::Result<()> {
     let size = u32::try_from(data.len()).map_err(io::Error::other)?;
     let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
     let header_and_name = 110 + name.len() + 1;
     write!(to, "070701")?;
-    for field in [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0] {
+    for field in [inode, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0] {
         write!(to, "{field:08x}")?;
     }
     write!(to, "{name}\0")?;

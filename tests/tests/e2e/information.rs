@@ -28,7 +28,7 @@ fn kvm_where_it_cannot_work_is_an_error_that_says_why() {
     if on_kvm() {
         return sandbox_tests::skip("kvm_where_it_cannot_work", "KVM works here");
     }
-    sandbox.run(["true"]).expect_error(1, &["kvm", "--machine"]);
+    sandbox.run(["true"]).expect_error(125, &["kvm", "--machine"]);
     sandbox.expect_clean_and_usable();
 }
 

@@ -12,7 +12,7 @@ use sandbox_tests::{Sandbox, initramfs, sandbox};
 use serde_json::json;
 
 /// The exit code of the runtime's own errors.
-const ERROR: i32 = 1;
+const ERROR: i32 = 125;
 
 #[test]
 fn a_bundle_that_is_missing_or_no_bundle() {
@@ -156,7 +156,7 @@ fn a_user_that_does_not_exist() {
 #[test]
 fn options_that_make_no_sense() {
     for (option, value) in [("--memory", "much"), ("--cpus", "0"), ("--timeout", "soon"), ("--frob", "x")] {
-        sandbox("options").option(option, value).run(["true"]).expect_error(2, &[option]);
+        sandbox("options").option(option, value).run(["true"]).expect_error(ERROR, &[option]);
     }
     let sandbox = sandbox("tiny").option("--memory", "1M");
     sandbox.run(["true"]).expect_error(ERROR, &["memory", "1"]);
@@ -173,7 +173,7 @@ fn an_id_that_is_no_id() {
             .to_str()
             .unwrap()
             .to_owned()]);
-        sandbox.verb(words).expect_error(2, &["id"]);
+        sandbox.verb(words).expect_error(ERROR, &["id"]);
     }
 }
 

@@ -76,7 +76,7 @@ fn the_vmm_killed_while_the_container_runs_is_said() {
     let processes = leaks::processes(&sandbox.trace());
     let (pid, _) = processes.iter().find(|(_, command)| command.contains("sandbox-vmm")).expect("a VMM runs");
     kill(*pid, Signal::SIGKILL).unwrap();
-    client.wait().expect_error(1, &["sandbox-vmm"]);
+    client.wait().expect_error(125, &["sandbox-vmm"]);
     sandbox.expect_clean_and_usable();
 }
 

@@ -7,7 +7,7 @@ use sandbox_tests::bundle::Bundle;
 use sandbox_tests::place::{SEARCH_PATH, binary};
 use sandbox_tests::process::Process;
 
-const GUIDE: &str = include_str!("../../docs/guide.md");
+const GUIDE: &str = include_str!("../../../docs/guide.md");
 
 /// A command of the guide, and what it is to print.
 #[derive(Debug, PartialEq)]

@@ -1,0 +1,13 @@
+//! End-to-end tests through the shipped binaries, one file per subject.
+
+mod abrupt;
+mod bad_input;
+mod fields;
+mod files;
+mod guide;
+mod information;
+mod machine;
+mod many;
+mod running;
+mod streams;
+mod terminal;
