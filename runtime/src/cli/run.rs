@@ -12,7 +12,7 @@ use crate::log::Log;
 use crate::quantity::{Cpus, Size, Span};
 use crate::sandbox::{Ending, Plan, Times};
 use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides};
-use crate::state::{SandboxId, StateDir, sweep};
+use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
 use crate::timings::{Moment, Timeline};
 use crate::{client, exit};
@@ -85,7 +85,7 @@ enum Machine {
 /// Runs a bundle. Returns the exit code.
 pub fn run(args: Args, global: &Global, log: &Log) -> Result<u8, Error> {
     let mut timeline = Timeline::from(Moment::now());
-    let (plan, directory) = prepare(&args, global, log)?;
+    let plan = prepare(&args, global, log)?;
     timeline.mark("read bundle");
     let mut on_machine = |kind: MachineKind, reason: &str| {
         let choice = format!("machine: {}: {reason}", name(kind));
@@ -94,7 +94,7 @@ pub fn run(args: Args, global: &Global, log: &Log) -> Result<u8, Error> {
             false => log.debug(&choice),
         }
     };
-    let (ending, rest) = client::run(&plan, directory, &mut on_machine)?;
+    let (ending, rest) = client::run(&plan, &mut on_machine)?;
     timeline.append(rest);
     timeline.mark("end monitor");
     match &ending {
@@ -108,7 +108,7 @@ pub fn run(args: Args, global: &Global, log: &Log) -> Result<u8, Error> {
     Ok(exit::code_of(&ending))
 }
 
-fn prepare(args: &Args, global: &Global, log: &Log) -> Result<(Plan, StateDir), Error> {
+fn prepare(args: &Args, global: &Global, log: &Log) -> Result<Plan, Error> {
     let bundle = Bundle::load(&args.bundle, &args.overrides())?;
     let size = MachineSize::of(bundle.spec())?;
     let id = args.id.clone().unwrap_or_else(SandboxId::random);
@@ -120,8 +120,8 @@ fn prepare(args: &Args, global: &Global, log: &Log) -> Result<(Plan, StateDir), 
     if let Err(error) = sweep(&root) {
         log.debug(&format!("leftovers of dead sandboxes could not be removed: {error}"));
     }
-    let directory = StateDir::claim(&root, &id)?;
-    let paths = directory.paths();
+    let directory = root.join(id.as_str());
+    let paths = StateDirPaths(&directory);
     let machine = VmConfig {
         machine: args.machine.into(),
         kernel,
@@ -144,10 +144,10 @@ fn prepare(args: &Args, global: &Global, log: &Log) -> Result<(Plan, StateDir), 
         user: bundle.user().map(str::to_owned),
         streams: Streams { stdin: true, stdout: true, stderr: true },
     };
-    let plan = Plan {
+    Ok(Plan {
         id,
         bundle: bundle.path().into(),
-        directory: paths.0.into(),
+        root,
         annotations: bundle.spec().annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
         vmm,
         machine,
@@ -157,8 +157,7 @@ fn prepare(args: &Args, global: &Global, log: &Log) -> Result<(Plan, StateDir), 
             run: args.timeout.map(|span| span.0),
         },
         debug: global.debug,
-    };
-    Ok((plan, directory))
+    })
 }
 
 impl Args {

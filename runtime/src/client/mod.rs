@@ -22,7 +22,7 @@ use sandbox_vmm_api::MachineKind;
 use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
 use crate::process;
 use crate::sandbox::{Ending, Plan, Request};
-use crate::state::StateDir;
+use crate::state::remove_if_dead;
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
 use signals::Signals;
@@ -52,14 +52,13 @@ pub enum ClientError {
 /// Runs a sandbox in the foreground. `on_machine` is told which machine it got, and why.
 pub fn run(
     plan: &Plan,
-    directory: StateDir,
     on_machine: &mut dyn FnMut(MachineKind, &str),
 ) -> Result<(Ending, Timeline), ClientError> {
     let host = |step| move |error| ClientError::Host { step, error };
     let signals = Signals::block().map_err(host("receive signals"))?;
     process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
-    let monitor = monitor::start(&directory, &theirs).map_err(host("start the monitor"))?;
+    let monitor = monitor::start(&theirs).map_err(host("start the monitor"))?;
     drop(theirs);
     let mut watch = Watch { plan, signals, terminal: None, on_machine, ended: None };
     // From here on the monitor is waited for, whatever happens: closing the lifeline ends it.
@@ -71,7 +70,8 @@ pub fn run(
     drop(watch);
     let status = wait(monitor)?;
     process::reap_orphans(Instant::now() + ORPHAN_TIME);
-    drop(directory);
+    // A monitor that ended by itself has left nothing.
+    let _ = remove_if_dead(&plan.directory());
     match (ended, watched) {
         (Some(ended), _) => Ok(ended),
         (None, Err(error @ ClientError::Host { .. })) => Err(error),

@@ -1,9 +1,9 @@
 //! The monitor: the process that owns a sandbox.
 //!
 //! It is this same binary, started by the client with a hidden subcommand. It inherits the client's standard
-//! streams, so that the bytes of the guest's process are copied once; the locked state directory; and one end of
-//! a socket pair, the lifeline. Over the lifeline it gets its [`Plan`] and then requests, and tells how it goes;
-//! when the client's end closes, the sandbox ends.
+//! streams, so that the bytes of the guest's process are copied once, and one end of a socket pair, the lifeline.
+//! Over the lifeline it gets its [`Plan`] and then requests, and tells how it goes; when the client's end closes,
+//! the sandbox ends.
 
 mod lifeline;
 mod socket;
@@ -34,9 +34,6 @@ pub const SUBCOMMAND: &str = "monitor";
 /// Where the monitor finds its end of the lifeline.
 const LIFELINE_FD: RawFd = 3;
 
-/// Where it finds the locked state directory.
-const DIRECTORY_FD: RawFd = 4;
-
 /// Why a monitor could not even begin.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
@@ -52,28 +49,24 @@ pub enum MonitorError {
 }
 
 /// Starts a monitor. The caller keeps its end of the lifeline.
-pub fn start(directory: &StateDir, lifeline: &UnixStream) -> io::Result<Child> {
+pub fn start(lifeline: &UnixStream) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUBCOMMAND);
-    let descriptors = [(lifeline.as_fd(), LIFELINE_FD), (directory.lock(), DIRECTORY_FD)];
-    descriptor::give(&mut command, &descriptors, Ties::Job)?;
+    descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], Ties::Job)?;
     command.spawn()
 }
 
 /// What the hidden subcommand does. Returns the exit code, which is that of the sandbox.
 pub fn main() -> Result<u8, MonitorError> {
     let lifeline = descriptor::take(LIFELINE_FD).map_err(MonitorError::NotOurs)?;
-    let lock = descriptor::take(DIRECTORY_FD).map_err(MonitorError::NotOurs)?;
     leave_signals_to_the_client();
     let terminal = Saved::now();
     let mut lifeline = UnixStream::from(lifeline);
     let plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
-    let directory = StateDir::adopt(plan.directory.clone(), lock);
-
     let mut timeline = Timeline::from(Moment::now());
     let mut client = Client { lifeline, is_there: true };
-    let ending = match prepare(&directory, &client) {
-        Ok(inbox) => sandbox::run(plan, directory, &inbox, &mut client, &mut timeline),
+    let ending = match prepare(&plan, &client) {
+        Ok((directory, inbox)) => sandbox::run(plan, directory, &inbox, &mut client, &mut timeline),
         Err(error) => Ending::of(&error),
     };
     let code = exit::code_of(&ending);
@@ -85,7 +78,8 @@ pub fn main() -> Result<u8, MonitorError> {
     Ok(code)
 }
 
-fn prepare(directory: &StateDir, client: &Client) -> Result<Inbox, Error> {
+fn prepare(plan: &Plan, client: &Client) -> Result<(StateDir, Inbox), Error> {
+    let directory = StateDir::claim(&plan.root, &plan.id)?;
     let host = |step| move |error| Error::Host { step, error };
     process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
     let inbox = Inbox::new();
@@ -93,7 +87,7 @@ fn prepare(directory: &StateDir, client: &Client) -> Result<Inbox, Error> {
     socket::listen(&path, inbox.sender()).map_err(host("listen for requests"))?;
     let lifeline = client.lifeline.try_clone().map_err(host("copy the lifeline"))?;
     lifeline::listen(lifeline, inbox.sender()).map_err(host("listen to the client"))?;
-    Ok(inbox)
+    Ok((directory, inbox))
 }
 
 /// We are in the client's job, and the terminal's signals go to all of it. The client passes them on, once.

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use base64::Engine;
 use sandbox_protocol::{Call, Configure, Hello};
-use sandbox_vmm_api::VmEvent;
+use sandbox_vmm_api::{ExitReason, MachineChoice, VmEvent};
 
 use super::prepared::cancels;
 use super::{Answer, Error, Event, Inbox, Prepared, Ready};
@@ -57,7 +57,7 @@ impl Booted {
         let times = self.prepared.plan.times;
         let console = self.prepared.plan.machine.console.is_some();
         match inbox.next(Some(self.deadline)).ok_or(Error::NoAgent { limit: times.answer, console })? {
-            Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded { reason, before: AGENT }),
+            Event::Machine(VmEvent::Exited { reason }) => Err(self.ended(reason)),
             Event::MachineGone => Err(Error::MachineDied(self.machine.last_words())),
             // The machine's own word says more, where there is one.
             Event::AgentLost(why) => Err(self.machine_ended(inbox, AGENT).unwrap_or(Error::AgentLost(why))),
@@ -76,6 +76,17 @@ impl Booted {
                 Ok(Event::AgentReady(hello, connection))
             }
             event => Ok(event),
+        }
+    }
+
+    /// A machine that cannot be had may have an alternative.
+    fn ended(&self, reason: ExitReason) -> Error {
+        let asked_for_kvm = self.prepared.plan.machine.machine == MachineChoice::Kvm;
+        match reason {
+            ExitReason::Failed { message } if asked_for_kvm && self.prepared.record.machine.is_none() => {
+                Error::NoKvm(message)
+            }
+            reason => Error::MachineEnded { reason, before: AGENT },
         }
     }
 

@@ -86,6 +86,9 @@ pub enum Error {
         /// What was still to come.
         before: &'static str,
     },
+    /// KVM was asked for and could not be had.
+    #[error("{0} (--machine qemu runs on any host, slower)")]
+    NoKvm(String),
     /// The machine's process ended without a word.
     #[error("the virtual machine's process sandbox-vmm died: {0}")]
     MachineDied(String),

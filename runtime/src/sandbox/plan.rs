@@ -17,8 +17,8 @@ pub struct Plan {
     pub id: SandboxId,
     /// The bundle, absolute.
     pub bundle: PathBuf,
-    /// Its state directory, claimed by whoever starts it.
-    pub directory: PathBuf,
+    /// The state root: where its directory is to be made.
+    pub root: PathBuf,
     /// The configuration's annotations.
     pub annotations: BTreeMap<String, String>,
     /// The `sandbox-vmm` to start.
@@ -49,6 +49,11 @@ impl Times {
 }
 
 impl Plan {
+    /// Its state directory.
+    pub fn directory(&self) -> PathBuf {
+        self.root.join(self.id.as_str())
+    }
+
     /// Whether the guest can change anything on the host that it has to sync before its power goes.
     pub fn writes_to_host(&self) -> bool {
         self.machine.shares.iter().any(|share| !share.read_only) || self.machine.disks.iter().any(|d| !d.read_only)

@@ -1,10 +1,9 @@
 //! A sandbox's directory under the state root, and who owns it.
 //!
 //! `<root>/<id>/` belongs to whoever holds its lock (`flock` on the directory itself, so that there is no lock
-//! file whose removal could race). The command that starts a sandbox claims the directory and hands the locked
-//! descriptor to the monitor; both hold the same lock, which the kernel drops when the last of them is gone. A
-//! directory that nobody has locked is therefore the leftover of a sandbox that died with its monitor and its
-//! caller, and anyone may remove it.
+//! file whose removal could race): the sandbox's monitor, from before there is anything in it to after it is
+//! removed. The kernel drops the lock when the monitor is gone, however it went. A directory that nobody has
+//! locked is therefore the leftover of a sandbox whose monitor was killed, and anyone may remove it.
 //!
 //! A state root may be any directory, so nothing is removed that is not plainly ours: mode 01700 (the sticky bit
 //! means nothing on a directory that only its owner may enter, and nobody else sets it so), and only the names
@@ -72,22 +71,12 @@ impl StateDir {
         Err(StateError::InUse { id: id.clone() })
     }
 
-    /// Takes over a directory that the process at the other end of an inherited descriptor has claimed.
-    pub fn adopt(path: PathBuf, lock: OwnedFd) -> Self {
-        Self { path, lock }
-    }
-
     /// Locks the directory of a sandbox whose owner is dead. `None`: the owner lives, or there is none such.
     pub fn stale(path: &Path) -> Result<Option<Self>, StateError> {
         match try_lock(path)? {
             Locked::Ours(lock) if is_ours(path, lock.as_fd()) => Ok(Some(Self { path: path.into(), lock })),
             Locked::Ours(_) | Locked::Theirs | Locked::Gone => Ok(None),
         }
-    }
-
-    /// The locked descriptor.
-    pub fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
     }
 
     /// The names in it.
@@ -231,4 +220,111 @@ fn make_root(root: &Path) -> Result<(), StateError> {
         .mode(0o700)
         .create(root)
         .map_err(|error| StateError::Make { path: root.into(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Status, find, list, remove_if_dead, sweep};
+    use super::*;
+
+    fn id(text: &str) -> SandboxId {
+        text.parse().unwrap()
+    }
+
+    fn record(text: &str) -> Record {
+        Record {
+            oci_version: "1.2.1".into(),
+            id: id(text),
+            status: Status::Running,
+            pid: 1,
+            bundle: "/bundle".into(),
+            annotations: Default::default(),
+            created: String::new(),
+            machine: None,
+            machine_pid: None,
+        }
+    }
+
+    /// What a killed monitor leaves.
+    fn leave_behind(root: &Path, text: &str) {
+        let directory = StateDir::claim(root, &id(text)).unwrap();
+        directory.write(&record(text)).unwrap();
+        fs::create_dir(directory.paths().vsock_directory()).unwrap();
+        let path = directory.path.clone();
+        let kept = path.with_extension("kept");
+        fs::rename(&path, &kept).unwrap();
+        drop(directory);
+        fs::rename(&kept, &path).unwrap();
+    }
+
+    #[test]
+    fn one_id_has_one_owner_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let first = StateDir::claim(root.path(), &id("a")).unwrap();
+        assert!(matches!(StateDir::claim(root.path(), &id("a")), Err(StateError::InUse { .. })));
+        first.remove().unwrap();
+        drop(StateDir::claim(root.path(), &id("a")).unwrap());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_dead_are_replaced_and_swept() {
+        let root = tempfile::tempdir().unwrap();
+        leave_behind(root.path(), "dead");
+        let directory = StateDir::claim(root.path(), &id("dead")).unwrap();
+        assert_eq!(fs::read_dir(&directory.path).unwrap().count(), 0);
+        drop(directory);
+        for text in ["dead", "dead-too"] {
+            leave_behind(root.path(), text);
+        }
+        remove_if_dead(&root.path().join("dead")).unwrap();
+        assert!(!root.path().join("dead").exists());
+        sweep(root.path()).unwrap();
+        assert!(!root.path().join("dead-too").exists());
+    }
+
+    #[test]
+    fn the_living_are_listed_and_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let living = ["b", "a"].map(|text| {
+            let directory = StateDir::claim(root.path(), &id(text)).unwrap();
+            directory.write(&record(text)).unwrap();
+            directory
+        });
+        leave_behind(root.path(), "dead");
+        assert_eq!(list(root.path()).unwrap(), ["a", "b"].map(record));
+        assert_eq!(find(root.path(), &id("a")).unwrap(), root.path().join("a"));
+        assert!(matches!(find(root.path(), &id("dead")), Err(StateError::NotFound { .. })));
+        drop(living);
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_neither_taken_nor_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("documents");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("letter"), "").unwrap();
+        sweep(root.path()).unwrap();
+        assert!(matches!(StateDir::claim(root.path(), &id("documents")), Err(StateError::Foreign { .. })));
+        assert!(path.join("letter").exists());
+    }
+
+    #[test]
+    fn an_owner_removes_its_own_directory_and_not_its_successor_s() {
+        let root = tempfile::tempdir().unwrap();
+        let first = StateDir::claim(root.path(), &id("a")).unwrap();
+        fs::remove_dir_all(root.path().join("a")).unwrap();
+        let second = StateDir::claim(root.path(), &id("a")).unwrap();
+        first.remove().unwrap();
+        assert!(second.path.exists());
+    }
+
+    #[test]
+    fn a_root_that_is_too_long_for_sockets_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let long = root.path().join("x".repeat(90));
+        let error = StateDir::claim(&long, &id("a")).unwrap_err();
+        assert!(matches!(error, StateError::PathTooLong { .. }), "{error}");
+        assert!(!long.exists());
+    }
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub use directory::{StateDir, StateDirPaths};
 pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
 pub use record::{OCI_VERSION, Record, rfc3339};
-pub use registry::{default_root, find, list, sweep};
+pub use registry::{default_root, find, list, remove_if_dead, sweep};
 pub use status::{Refused, Status, Transition};
 
 /// Why the state of a sandbox could not be read or changed.

@@ -18,14 +18,17 @@ pub fn default_root() -> PathBuf {
     }
 }
 
-/// Removes the directories of sandboxes that died with their monitor and their caller.
+/// Removes the directories of sandboxes whose monitor was killed.
 pub fn sweep(root: &Path) -> Result<(), StateError> {
-    for path in directories(root)? {
-        if let Some(dead) = StateDir::stale(&path)? {
-            dead.remove()?;
-        }
+    directories(root)?.iter().try_for_each(|path| remove_if_dead(path))
+}
+
+/// Removes the directory of a sandbox, if its monitor was killed.
+pub fn remove_if_dead(directory: &Path) -> Result<(), StateError> {
+    match StateDir::stale(directory)? {
+        Some(dead) => dead.remove(),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The records of the live sandboxes, in the order of their ids. Sweeps first.

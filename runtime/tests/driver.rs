@@ -1,0 +1,358 @@
+//! The driver, with a shell script for a machine and the test for an agent, which may be as bad as it likes.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sandbox_protocol::{
+    Call, Create, Event as AgentEvent, ExitStatus, Failure as AgentFailure, FailureKind, FromAgent, Hello,
+    MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Outcome, Reply, Request, RootWrites, Stream, StreamHello, Streams, VERSION,
+    frame,
+};
+use sandbox_runtime::sandbox::{Ending, Event, Failure, Inbox, Plan, Request as Ask, Times, Watcher, run};
+use sandbox_runtime::state::{SandboxId, StateDir, StateDirPaths};
+use sandbox_runtime::timings::{Moment, Timeline};
+use sandbox_vmm_api::{MachineChoice, MachineKind, ShareEntry, VmConfig};
+
+/// A machine that runs until its socket closes.
+const GOOD: &str = r#"echo '{"event":"running","machine":"qemu","reason":"a test","timings":[]}' >&3; exec cat <&3"#;
+
+/// A driver reaps every child of its process, so that there is one at a time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A state root with the plan of a sandbox.
+struct Case {
+    root: tempfile::TempDir,
+    plan: Plan,
+    inbox: Inbox,
+    _one: MutexGuard<'static, ()>,
+}
+
+struct Nobody;
+
+impl Watcher for Nobody {
+    fn machine(&mut self, _: MachineKind, _: &str) {}
+    fn started(&mut self) {}
+}
+
+impl Case {
+    fn new(machine: &str) -> Self {
+        let one = one_at_a_time();
+        let root = tempfile::tempdir().unwrap();
+        let vmm = root.path().join("machine.sh");
+        std::fs::write(&vmm, format!("#!/bin/sh\ncat >/dev/null\n{machine}\n")).unwrap();
+        std::fs::set_permissions(&vmm, PermissionsExt::from_mode(0o755)).unwrap();
+        let state = root.path().join("state");
+        let plan = plan(vmm, &state);
+        Self { root, plan, inbox: Inbox::new(), _one: one }
+    }
+
+    /// Runs the sandbox with this agent. Nothing is left of it.
+    fn ending(self, agent: impl FnOnce(Agent) + Send + 'static) -> Ending {
+        let directory = StateDir::claim(&self.plan.root, &self.plan.id).unwrap();
+        let paths = self.plan.directory();
+        let playing = std::thread::spawn(move || agent(Agent { directory: paths }));
+        let mut timeline = Timeline::from(Moment::now());
+        let ending = run(self.plan.clone(), directory, &self.inbox, &mut Nobody, &mut timeline);
+        assert_eq!(std::fs::read_dir(&self.plan.root).unwrap().count(), 0, "the state directory is left");
+        let _ = playing.join();
+        drop(self.root);
+        ending
+    }
+
+    fn failure(self, agent: impl FnOnce(Agent) + Send + 'static) -> (Failure, String) {
+        match self.ending(agent) {
+            Ending::Failed { failure, message } => (failure, message),
+            ending => panic!("{ending:?}"),
+        }
+    }
+}
+
+fn plan(vmm: PathBuf, state: &Path) -> Plan {
+    let id: SandboxId = "box".parse().unwrap();
+    let directory = state.join("box");
+    let spec = serde_json::json!({"ociVersion": "1.2.0",
+        "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}}});
+    Plan {
+        id,
+        root: state.into(),
+        bundle: "/bundle".into(),
+        annotations: Default::default(),
+        vmm,
+        machine: VmConfig {
+            machine: MachineChoice::Auto,
+            kernel: "/kernel".into(),
+            image: "/image".into(),
+            memory_mib: 64,
+            vcpus: 1,
+            cmdline: String::new(),
+            vsock: None,
+            shares: vec![ShareEntry { path: "box".into(), source: "/".into(), read_only: true }],
+            disks: vec![],
+            nets: vec![],
+            balloon: false,
+            console: None,
+            control_socket: StateDirPaths(&directory).vmm_socket(),
+        },
+        create: Create {
+            container: "box".into(),
+            spec: serde_json::from_value(spec).unwrap(),
+            root: RootWrites::Overlay,
+            user: None,
+            streams: Streams { stdin: true, stdout: true, stderr: true },
+        },
+        times: Times { answer: Duration::from_secs(60), run: None },
+        debug: false,
+    }
+}
+
+/// The guest's side.
+struct Agent {
+    directory: PathBuf,
+}
+
+impl Agent {
+    fn dial(&self, path: PathBuf) -> UnixStream {
+        loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => return stream,
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn hello(&self) -> Control {
+        let mut stream = self.dial(StateDirPaths(&self.directory).agent_socket());
+        let hello = Hello { version: VERSION, kernel: "test".into(), kernel_micros: 1, agent_micros: 1 };
+        frame::write(&mut stream, &hello, MAX_TO_HOST_BYTES).unwrap();
+        Control(stream)
+    }
+
+    fn stream(&self, stream: Stream) -> UnixStream {
+        let mut connection = self.dial(StateDirPaths(&self.directory).stream_socket());
+        let hello = StreamHello { container: "box".into(), process: String::new(), stream };
+        frame::write(&mut connection, &hello, 1024).unwrap();
+        connection
+    }
+
+    fn streams(&self) -> [UnixStream; 3] {
+        [Stream::Stdin, Stream::Stdout, Stream::Stderr].map(|stream| self.stream(stream))
+    }
+}
+
+struct Control(UnixStream);
+
+impl Control {
+    fn request(&mut self) -> Option<Request> {
+        frame::read(&mut self.0, MAX_TO_GUEST_BYTES).ok().flatten()
+    }
+
+    fn say(&mut self, message: &FromAgent) {
+        let _ = frame::write(&mut self.0, message, MAX_TO_HOST_BYTES);
+    }
+
+    fn answer(&mut self, outcome: Outcome) -> Option<Call> {
+        let request = self.request()?;
+        self.say(&FromAgent::Reply(Reply { id: request.id, outcome }));
+        Some(request.call)
+    }
+
+    fn exited(&mut self, container: &str, status: ExitStatus) {
+        self.say(&FromAgent::Event(AgentEvent::Exited {
+            container: container.into(),
+            process: String::new(),
+            status,
+            out_of_memory: false,
+            details: Default::default(),
+        }));
+    }
+
+    /// Until the host hangs up.
+    fn linger(mut self) {
+        let _ = self.0.read_to_end(&mut Vec::new());
+    }
+}
+
+fn failed(kind: FailureKind) -> Outcome {
+    Outcome::Failed(AgentFailure { kind, message: "no \x1b[31mcolour".into() })
+}
+
+#[test]
+fn a_process_runs_and_its_exit_is_told_after_its_output() {
+    let ending = Case::new(GOOD).ending(|agent| {
+        let mut control = agent.hello();
+        assert!(matches!(control.answer(Outcome::Done), Some(Call::Configure(_))));
+        let streams = agent.streams();
+        assert!(matches!(control.answer(Outcome::Done), Some(Call::Create(_))));
+        assert!(matches!(control.answer(Outcome::Done), Some(Call::Start { .. })));
+        control.exited("box", ExitStatus::Code(3));
+        drop(streams);
+        control.linger();
+    });
+    assert_eq!(ending, Ending::Exited { status: ExitStatus::Code(3), out_of_memory: false });
+}
+
+#[test]
+fn a_refusal_of_the_agent_has_its_kind_and_no_control_characters() {
+    for (kind, expected) in [
+        (FailureKind::CommandNotFound, Failure::CommandNotFound),
+        (FailureKind::CommandNotExecutable, Failure::CommandNotExecutable),
+        (FailureKind::UnknownUser, Failure::Other),
+    ] {
+        let (failure, message) = Case::new(GOOD).failure(move |agent| {
+            let mut control = agent.hello();
+            control.answer(Outcome::Done);
+            control.answer(failed(kind));
+            control.linger();
+        });
+        assert_eq!(failure, expected);
+        assert_eq!(message, "no \\u{1b}[31mcolour");
+    }
+}
+
+#[test]
+fn hostile_agents_are_named_and_ended() {
+    type Play = fn(Agent);
+    let plays: [(Play, &str); 7] = [
+        (|agent| agent.hello().linger_after(&u32::MAX.to_le_bytes()), "over the limit"),
+        (|agent| agent.hello().linger_after(&[2, 0, 0, 0, b'{', b'}']), "not what was expected"),
+        (
+            |agent| {
+                let mut control = agent.hello();
+                control.say(&FromAgent::Reply(Reply { id: 77, outcome: Outcome::Done }));
+                control.linger();
+            },
+            "request 77, which was never made",
+        ),
+        (
+            |agent| {
+                let mut control = agent.hello();
+                control.exited("another", ExitStatus::Code(0));
+                control.linger();
+            },
+            "a process that does not exist",
+        ),
+        (
+            |agent| {
+                let mut control = agent.hello();
+                for _ in 0..100_000 {
+                    control.exited("box", ExitStatus::Code(0));
+                }
+            },
+            "a process that does not exist",
+        ),
+        (
+            |agent| {
+                let control = agent.hello();
+                for _ in 0..100 {
+                    agent.stream(Stream::Terminal);
+                }
+                control.linger();
+            },
+            "opening streams that nobody expects",
+        ),
+        (|agent| drop(agent.hello()), "closed its connection"),
+    ];
+    for (play, expected) in plays {
+        let (failure, message) = Case::new(GOOD).failure(play);
+        assert_eq!(failure, Failure::Other);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+impl Control {
+    fn linger_after(mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
+        self.linger();
+    }
+}
+
+#[test]
+fn an_agent_that_is_silent_is_not_waited_for_without_end() {
+    let mut case = Case::new(GOOD);
+    case.plan.times.answer = Duration::from_millis(100);
+    let (_, message) = case.failure(|_| {});
+    assert!(message.contains("did not answer") && message.contains("--console"), "{message}");
+    let mut case = Case::new(GOOD);
+    case.plan.times.answer = Duration::from_millis(500);
+    let (_, message) = case.failure(|agent| agent.hello().linger());
+    assert!(message.contains("did not be configured") || message.contains("did not"), "{message}");
+}
+
+#[test]
+fn machines_that_end_early_say_why() {
+    for (machine, expected) in [
+        ("echo broken cpu >&2; exit 4", "broken cpu"),
+        ("kill -KILL $$", "signal: 9"),
+        (r#"echo '{"event":"exited","reason":{"kind":"failed","message":"no QEMU"}}' >&3"#, "no QEMU"),
+        (
+            r#"echo '{"event":"exited","reason":{"kind":"panic","console":["oops","the end"]}}' >&3"#,
+            "panicked; its last words:\n  oops\n  the end",
+        ),
+        (r#"echo '{"event":"exited","reason":{"kind":"power-off"}}' >&3"#, "before its agent answered"),
+        ("echo nonsense >&3; exec cat <&3", "sandbox-vmm"),
+    ] {
+        let (failure, message) = Case::new(machine).failure(|_| {});
+        assert_eq!(failure, Failure::Other);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_be_started_is_named() {
+    let mut case = Case::new(GOOD);
+    case.plan.vmm = "/nowhere/sandbox-vmm".into();
+    let (_, message) = case.failure(|_| {});
+    assert!(message.contains("/nowhere/sandbox-vmm") && message.contains("No such file"), "{message}");
+}
+
+#[test]
+fn what_others_want_ends_a_start() {
+    for (event, expected) in [
+        (Event::Request(Ask::Interrupt, None), Failure::Cancelled { signal: 2 }),
+        (Event::Request(Ask::Signal { signal: 15 }, None), Failure::Cancelled { signal: 15 }),
+        (Event::ClientGone, Failure::Other),
+    ] {
+        let case = Case::new(GOOD);
+        case.inbox.sender().send(event).unwrap();
+        assert_eq!(case.failure(|_| {}).0, expected);
+    }
+}
+
+#[test]
+fn a_second_interrupt_and_a_timeout_cut_a_process_off() {
+    let runs_for_ever = |agent: Agent| {
+        let mut control = agent.hello();
+        control.answer(Outcome::Done);
+        let _streams = agent.streams();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        control.linger();
+    };
+    let mut case = Case::new(GOOD);
+    case.plan.times.run = Some(Duration::from_millis(50));
+    assert_eq!(case.failure(runs_for_ever).0, Failure::TimedOut);
+
+    let case = Case::new(GOOD);
+    let sender = case.inbox.sender();
+    let (failure, _) = case.failure(move |agent| {
+        let mut control = agent.hello();
+        control.answer(Outcome::Done);
+        let _streams = agent.streams();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..2 {
+            sender.send(Event::Request(Ask::Interrupt, None)).unwrap();
+        }
+        assert!(matches!(control.answer(Outcome::Done), Some(Call::Signal { signal: 2, .. })));
+        control.linger();
+    });
+    assert_eq!(failure, Failure::Interrupted);
+}
