@@ -227,7 +227,7 @@ fn take_stdio(process: &mut Process, terminal: Option<i32>) -> Result<Carried, F
 impl Process {
     /// Ends a process that is setting itself up; its end is then seen and the failure reported.
     pub(crate) fn give_up(&mut self, failure: Failure) {
-        self.failure = Some(failure);
+        self.failure.get_or_insert(failure);
         let _ = container::signal(&self.pidfd, libc::SIGKILL);
     }
 

@@ -70,7 +70,8 @@ pub enum Call {
     Configure(Configure),
     /// Makes a container up to the point where its process is about to be executed.
     Create(Box<Create>),
-    /// Lets the created process execute.
+    /// Lets the created process execute. It may be sent before the reply to `create` has come; if that fails, so
+    /// does this.
     Start {
         /// The container.
         container: String,

@@ -111,9 +111,13 @@ impl Cgroup {
 
     /// Whether a process is left in it or below it. Taken to be so where it cannot be read.
     pub fn is_populated(&self) -> bool {
+        self.event("populated") != Some(0)
+    }
+
+    fn event(&self, key: &str) -> Option<u64> {
         let mut text = [0; 256];
-        let n = self.events.read_at(&mut text, 0).unwrap_or(0);
-        number_of(&String::from_utf8_lossy(text.get(..n).unwrap_or_default()), "populated") != Some(0)
+        let n = self.events.read_at(&mut text, 0).ok()?;
+        number_of(&String::from_utf8_lossy(text.get(..n)?), key)
     }
 
     /// Kills every process in it and below it.
@@ -130,9 +134,20 @@ impl Cgroup {
         }
         // Frozen, so that none can fork away from the list.
         self.write("cgroup.freeze", "1")?;
+        self.await_frozen();
         let sent = self.signal_each(&self.path, signal);
         self.write("cgroup.freeze", "0")?;
         sent
+    }
+
+    /// Waits until every process is held; one that the kernel cannot hold now cannot fork now either.
+    fn await_frozen(&self) {
+        for _ in 0..BUSY_TRIES {
+            if self.event("frozen") == Some(1) {
+                return;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+        }
     }
 
     fn signal_each(&self, directory: &Path, signal: i32) -> Result<(), CgroupError> {

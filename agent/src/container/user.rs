@@ -32,8 +32,13 @@ pub struct User {
     pub gid: u32,
     /// Additional groups.
     pub groups: Vec<u32>,
-    /// The home directory, for `HOME`.
-    pub home: String,
+}
+
+impl User {
+    /// The user with the configured numbers, which need not be in any file.
+    pub fn by_number(user: &OciUser) -> Self {
+        Self { uid: user.uid(), gid: user.gid(), groups: user.additional_gids().clone().unwrap_or_default() }
+    }
 }
 
 /// The container's own lists of users and groups, as text. Missing files are empty.
@@ -47,16 +52,6 @@ impl Accounts {
     /// Reads the files in the root of this process, which must be the container's.
     pub fn read() -> Self {
         Self { passwd: read_regular("/etc/passwd"), group: read_regular("/etc/group") }
-    }
-
-    /// The user with the configured numbers.
-    pub fn by_number(&self, user: &OciUser) -> User {
-        User {
-            uid: user.uid(),
-            gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
-            home: self.home(user.uid()),
-        }
     }
 
     /// The user that `name|uid[:group|gid]` stands for, with the groups that list it where no group is given.
@@ -81,7 +76,7 @@ impl Accounts {
             (None, Some(name)) => self.groups_of(name),
             _ => Vec::new(),
         };
-        Ok(User { uid, gid, groups, home: self.home(uid) })
+        Ok(User { uid, gid, groups })
     }
 
     fn gid(&self, wanted: &str) -> Result<u32, UserError> {
@@ -100,7 +95,8 @@ impl Accounts {
             .collect()
     }
 
-    fn home(&self, uid: u32) -> String {
+    /// The home directory of a user, for `HOME`.
+    pub fn home(&self, uid: u32) -> String {
         let home = self.users().find(|user| user.uid == uid).map(|user| user.home);
         home.filter(|home| !home.is_empty()).unwrap_or("/").to_owned()
     }
@@ -174,7 +170,7 @@ mod tests {
     }
 
     fn user(wanted: &str) -> Result<(u32, u32, Vec<u32>, String), UserError> {
-        accounts().by_name(wanted).map(|user| (user.uid, user.gid, user.groups, user.home))
+        accounts().by_name(wanted).map(|user| (user.uid, user.gid, user.groups, accounts().home(user.uid)))
     }
 
     #[test]

@@ -47,23 +47,38 @@ impl Workload<'_> {
     }
 
     fn prepare(&self, stdio: &ChildStdio) -> Result<Ready, SetupError> {
-        let user = self.user()?;
+        let (user, environment) = self.user_and_environment()?;
         self.take_streams(stdio, &user)?;
         rlimits::set(self.process.rlimits().as_deref().unwrap_or_default())?;
         let filter = self.seccomp.map(seccomp::compile).transpose()?;
         let filter = self.restrict(filter)?;
         self.become_user(&user)?;
-        self.ready(&user, filter)
+        self.ready(environment, filter)
     }
 
-    fn user(&self) -> Result<User, SetupError> {
+    /// The container's files are read only where they are needed: each is a round trip or two to the host.
+    fn user_and_environment(&self) -> Result<(User, Vec<String>), SetupError> {
+        let mut environment = self.process.env().clone().unwrap_or_default();
+        let has_home = variable(&environment, "HOME").is_some_and(|home| !home.is_empty());
+        if has_home && self.user.is_none() {
+            return Ok((User::by_number(self.process.user()), environment));
+        }
         let accounts = Accounts::read();
-        let configured = self.process.user();
-        let Some(name) = self.user else { return Ok(accounts.by_number(configured)) };
+        let user = self.user(&accounts)?;
+        if !has_home {
+            environment.retain(|line| !line.starts_with("HOME="));
+            environment.push(format!("HOME={}", accounts.home(user.uid)));
+        }
+        Ok((user, environment))
+    }
+
+    fn user(&self, accounts: &Accounts) -> Result<User, SetupError> {
+        let configured = User::by_number(self.process.user());
+        let Some(name) = self.user else { return Ok(configured) };
         let mut user = accounts.by_name(name)?;
-        for group in configured.additional_gids().iter().flatten() {
-            if !user.groups.contains(group) {
-                user.groups.push(*group);
+        for group in configured.groups {
+            if !user.groups.contains(&group) {
+                user.groups.push(group);
             }
         }
         Ok(user)
@@ -129,14 +144,9 @@ impl Workload<'_> {
         rustix::process::getcwd(Vec::new()).map(drop)
     }
 
-    fn ready(&self, user: &User, filter: Option<Program>) -> Result<Ready, SetupError> {
+    fn ready(&self, environment: Vec<String>, filter: Option<Program>) -> Result<Ready, SetupError> {
         let arguments = self.process.args().as_deref().unwrap_or_default();
         let command = arguments.first().ok_or(CommandError::Empty)?;
-        let mut environment = self.process.env().clone().unwrap_or_default();
-        if variable(&environment, "HOME").is_none_or(str::is_empty) {
-            environment.retain(|line| !line.starts_with("HOME="));
-            environment.push(format!("HOME={}", user.home));
-        }
         Ok(Ready {
             path: command::find(command, variable(&environment, "PATH"))?,
             arguments: Strings::new(arguments, "process.args")?,
