@@ -161,7 +161,7 @@ mod tests {
             [Extent { start: 0, len: 3 * GIB }, Extent { start: 4 * GIB, len: 2 * GIB }]
         );
         assert_eq!(layout.panic_log().end(), LOW_MEMORY_END);
-        assert!(MMIO_START > LOW_MEMORY_END);
+        const { assert!(MMIO_START > LOW_MEMORY_END) };
     }
 
     #[test]

@@ -1,4 +1,9 @@
 //! The kernel and the initramfs.
+//!
+//! Both are copied into memory. Mapping the kernel's code from its file instead was tried: it saved 4 MiB of
+//! 39 per machine, but what had been a few large pages became thousands of small ones, each with an exit of its
+//! own when the guest first touches it, and most of them copied after all when the kernel patches itself. The
+//! start took longer than the copy had.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
