@@ -1,11 +1,11 @@
 //! QEMU's command line, and the guest kernel's.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
 
 use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT};
 
 use super::layout::Layout;
+use super::open::Inherited;
 use crate::config::Config;
 use crate::panic_log;
 
@@ -39,32 +39,13 @@ pub struct Guest {
     pub tsc_khz: Option<u64>,
 }
 
-/// The descriptors that QEMU inherits, by their purpose.
-pub struct Descriptors<'a> {
-    /// Guest memory.
-    pub memory: BorrowedFd<'a>,
-    /// Our client of its machine protocol.
-    pub qmp: BorrowedFd<'a>,
-    /// The vhost-user socket of the vsock device.
-    pub vsock: Option<BorrowedFd<'a>>,
-    /// The vhost-user socket of the file device.
-    pub share: Option<BorrowedFd<'a>>,
-}
-
-impl Descriptors<'_> {
-    /// All of them.
-    pub fn all(&self) -> Vec<BorrowedFd<'_>> {
-        [Some(self.memory), Some(self.qmp), self.vsock, self.share].into_iter().flatten().collect()
-    }
-}
-
 /// QEMU's arguments for a machine.
-pub fn qemu(config: &Config, guest: &Guest, fds: &Descriptors<'_>) -> Vec<String> {
+pub fn qemu(config: &Config, guest: &Guest, fds: &Inherited<'_>) -> Vec<String> {
     let mut arguments = Arguments::default();
     machine(&mut arguments, config, fds);
-    kernel(&mut arguments, config, guest);
+    kernel(&mut arguments, config, guest, fds);
     vhost_user_devices(&mut arguments, config, fds);
-    plain_devices(&mut arguments, config);
+    plain_devices(&mut arguments, config, fds);
     arguments.0
 }
 
@@ -83,7 +64,7 @@ impl Arguments {
 }
 
 /// The board, its memory, and QEMU's own behaviour.
-fn machine(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
+fn machine(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>) {
     for flag in ["-no-user-config", "-nodefaults", "-no-reboot", "-S"] {
         arguments.flag(flag);
     }
@@ -112,18 +93,19 @@ fn machine(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
     arguments.option("-global", "virtio-mmio.force-legacy=false");
 }
 
-/// What is booted.
-fn kernel(arguments: &mut Arguments, config: &Config, guest: &Guest) {
-    arguments.option("-kernel", escaped_path(config.kernel()));
-    arguments.option("-initrd", escaped_path(config.image()));
+/// What is booted, and where its console goes.
+fn kernel(arguments: &mut Arguments, config: &Config, guest: &Guest, fds: &Inherited<'_>) {
+    arguments.option("-kernel", descriptor_path(fds.kernel));
+    arguments.option("-initrd", descriptor_path(fds.image));
     arguments.option("-append", kernel_command_line(config, guest));
-    if let Some(console) = config.console() {
-        arguments.option("-serial", format!("file:{}", escaped_path(console)));
+    if let Some(fd) = fds.console {
+        arguments.option("-chardev", format!("socket,id=console,fd={}", fd.as_raw_fd()));
+        arguments.option("-serial", "chardev:console");
     }
 }
 
 /// The devices whose other half is in this process.
-fn vhost_user_devices(arguments: &mut Arguments, config: &Config, fds: &Descriptors<'_>) {
+fn vhost_user_devices(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>) {
     if let (Some(_), Some(fd)) = (config.vsock(), fds.vsock) {
         arguments.option("-chardev", format!("socket,id=vsock,fd={}", fd.as_raw_fd()));
         arguments.option("-device", "vhost-user-vsock-device,chardev=vsock");
@@ -138,25 +120,26 @@ fn vhost_user_devices(arguments: &mut Arguments, config: &Config, fds: &Descript
 }
 
 /// The devices that QEMU has whole.
-fn plain_devices(arguments: &mut Arguments, config: &Config) {
-    for (index, disk) in config.disks().iter().enumerate() {
-        let path = escaped_path(&disk.path);
+fn plain_devices(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>) {
+    for (index, (disk, fd)) in config.disks().iter().zip(&fds.disks).enumerate() {
+        let set = index + 1;
         let read_only = if disk.read_only { "on" } else { "off" };
+        arguments.option("-add-fd", format!("fd={},set={set}", fd.as_raw_fd()));
+        // The format is stated, never guessed; the image is locked by its descriptor already.
         arguments.option(
             "-drive",
-            format!("id=disk{index},if=none,format=raw,file.driver=file,file.filename={path},readonly={read_only},discard=unmap"),
+            format!(
+                "id=disk{index},if=none,format=raw,file.driver=file,file.filename=/dev/fdset/{set},\
+                 file.locking=off,file.auto-read-only=off,readonly={read_only},discard=unmap"
+            ),
         );
         arguments.option("-device", format!("virtio-blk-device,drive=disk{index}"));
     }
-    for (index, net) in config.nets().iter().enumerate() {
+    for (index, (net, fd)) in config.nets().iter().zip(&fds.taps).enumerate() {
         let [a, b, c, d, e, f] = net.mac.0;
-        arguments.option("-netdev", format!("tap,id=net{index},ifname={},script=no,downscript=no", net.tap));
-        arguments.option(
-            "-device",
-            format!(
-                "virtio-net-device,netdev=net{index},mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
-            ),
-        );
+        let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        arguments.option("-netdev", format!("tap,id=net{index},fd={}", fd.as_raw_fd()));
+        arguments.option("-device", format!("virtio-net-device,netdev=net{index},mac={mac}"));
     }
     arguments.option("-object", "rng-builtin,id=entropy");
     arguments.option("-device", "virtio-rng-device,rng=entropy");
@@ -194,9 +177,4 @@ fn kernel_command_line(config: &Config, guest: &Guest) -> String {
 /// A descriptor that QEMU inherits, as a path.
 fn descriptor_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-/// A path in an option's value, where a comma separates and two stand for one.
-fn escaped_path(path: &Path) -> String {
-    path.to_string_lossy().replace(',', ",,")
 }

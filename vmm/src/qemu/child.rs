@@ -10,6 +10,8 @@ use std::thread::JoinHandle;
 
 use rustix::process::{Pid, PidfdFlags};
 
+use super::confinement;
+
 /// How much of QEMU's last words is kept.
 const LAST_WORDS_BYTES: usize = 4096;
 
@@ -116,18 +118,20 @@ fn printable(line: &str) -> String {
     line.chars().filter(|character| !character.is_control()).collect()
 }
 
-/// In the child, before QEMU: dies with its parent, and keeps only the descriptors meant for it.
+/// In the child, before QEMU: keeps only the descriptors meant for it, is confined, and dies with its parent.
 fn prepare(parent: u32, inherited: &[RawFd]) -> io::Result<()> {
     let check = |result: i32| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     // SAFETY: system calls on integers; closing on exec what this process does not own is what is wanted.
     unsafe {
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        if libc::getppid() as u32 != parent {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
         check(libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32))?;
         for fd in inherited {
             check(libc::fcntl(*fd, libc::F_SETFD, 0))?;
+        }
+        confinement::enter()?;
+        // A change of identity takes the signal back, so it is asked for last.
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        if libc::getppid() as u32 != parent {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
     }
     Ok(())

@@ -1,0 +1,90 @@
+//! Why the software machine could not be started.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{PROGRAM, vhost_user};
+use crate::devices::blk::image::ImageError;
+use crate::devices::net::tap::TapError;
+use crate::{fs, jail};
+
+/// The step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that is booted could not be opened.
+    #[error("opening the guest {what} {path}: {error}", path = .path.display())]
+    Boot {
+        /// `kernel` or `image`.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The guest image does not fit.
+    #[error(
+        "the guest image of {image} bytes does not fit into {memory} bytes of guest memory: give it more"
+    )]
+    Image {
+        /// Bytes of the image.
+        image: u64,
+        /// Bytes of guest memory.
+        memory: u64,
+    },
+    /// Guest memory could not be made.
+    #[error("making {bytes} bytes of guest memory: {error}")]
+    Memory {
+        /// Its size.
+        bytes: u64,
+        /// Why.
+        error: io::Error,
+    },
+    /// A socket between QEMU and this process could not be made.
+    #[error("making the {what} socket of QEMU: {error}")]
+    Socket {
+        /// What it is for.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The vsock device's socket for host programs could not be made.
+    #[error("listening for connections to the guest at {path}: {error}", path = .path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The process's own descriptors could not be reached.
+    #[error("opening /proc/self/fd: {0}")]
+    Descriptors(#[source] io::Error),
+    /// The console file could not be made.
+    #[error("cannot write the console to {path}: {error}", path = .path.display())]
+    Console {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A disk could not be opened.
+    #[error(transparent)]
+    Disk(#[from] ImageError),
+    /// A tap could not be attached to.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// QEMU is not there.
+    #[error("{PROGRAM} is not installed: install it with `apt install qemu-system-x86`")]
+    NotInstalled,
+    /// QEMU could not be executed.
+    #[error("starting {PROGRAM}: {0}")]
+    Start(#[source] io::Error),
+    /// The jail could not be made.
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
+    /// The file device could not be made.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// A device could not be served.
+    #[error(transparent)]
+    Serve(#[from] vhost_user::Error),
+}
