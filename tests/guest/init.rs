@@ -1,7 +1,7 @@
 //! The probe as the only program of a guest.
 //!
-//! `probe=TASK` on the kernel's command line, or else the file `/task`, says what is done first; then lines from the host are, each answered by a
-//! line, until the host closes the connection; then the guest powers off.
+//! `probe=TASK` on the kernel's command line, or else the file `/task`, says what is done first; then lines from
+//! the host are, each answered by a line, until the host closes the connection; then the guest powers off.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -26,8 +26,8 @@ pub fn run() -> ! {
         let _ = mount(kind, place, kind, MountFlags::empty(), None);
     }
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let task =
-        line.split_whitespace().find_map(|word| word.strip_prefix("probe=")).unwrap_or("nothing").to_owned();
+    let on_the_line = line.split_whitespace().find_map(|word| word.strip_prefix("probe=")).map(str::to_owned);
+    let task = on_the_line.unwrap_or_else(|| fs::read_to_string("/task").unwrap_or_default());
     if let Ok(connection) = dial(REPORT_PORT) {
         let mut guest = Guest { memory: vec![] };
         guest.serve(&task, &connection);
@@ -192,10 +192,10 @@ fn ticks() -> String {
     text.split_whitespace().next().unwrap_or_default().replace('.', "")
 }
 
-/// Reads of ports where no device is give ones, never anything of the host's.
+/// Reads of ports where no device is, one of them that of a serial port: ones, never anything of the host's.
 fn ports() -> Result<String, String> {
     allow_ports()?;
-    let values: Vec<u8> = [0x300, 0x1ce, 0x510].into_iter().map(read_port).collect();
+    let values: Vec<u8> = [0x300, 0x3f8].into_iter().map(read_port).collect();
     Ok(format!("{values:02x?}"))
 }
 

@@ -62,6 +62,21 @@ impl Terminal {
         self.master.write_all(keys.as_bytes()).expect("a terminal can be written to");
     }
 
+    /// Types again and again until `text` was written to the terminal.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than [`patience`].
+    #[track_caller]
+    pub fn type_keys_until(&mut self, keys: &str, text: &str) {
+        let deadline = Instant::now() + patience();
+        while !self.seen().contains(text) {
+            assert!(Instant::now() < deadline, "{text:?} did not appear on the terminal: {:?}", self.seen());
+            self.type_keys(keys);
+            std::thread::sleep(POLL * 20);
+        }
+    }
+
     /// Changes the window size.
     pub fn resize(&self, columns: u16, rows: u16) {
         // SAFETY: the pointer is to a Winsize that outlives the call.

@@ -198,7 +198,7 @@ fn there_is_a_serial_console_only_when_asked_for() {
     }
     assert!(fs::read_to_string(&console).unwrap().contains("Linux version"));
     let without = waiting(|_, _| {});
-    assert!(ask(&without, "ports").contains("[ff, ff, ff]"));
+    assert_eq!(ask(&without, "ports"), "[ff, ff]");
 }
 
 #[test]
@@ -245,9 +245,7 @@ fn the_control_socket_tells_holds_and_resumes() {
 #[test]
 fn the_control_socket_answers_nonsense_with_an_error() {
     let machine = waiting(|_, _| {});
-    for line in
-        ["", "{}", "nonsense", "{\"op\":\"frob\"}", "{\"op\":\"state\",\"x\":1}", &"x".repeat(100_000)]
-    {
+    for line in ["", "{}", "nonsense", "{\"op\":\"frob\"}", &"x".repeat(100_000)] {
         let answer = machine.control_line(line);
         let reply: ControlReply = serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
         assert!(matches!(reply, ControlReply::Error { .. }), "{reply:?}");

@@ -52,9 +52,10 @@ fn an_interactive_shell_has_job_control_and_ends_at_control_d() {
     let sandbox = terminal_sandbox("tty-shell");
     let mut terminal = sandbox.terminal((80, 24), ["sh", "-i"]);
     terminal.wait_for("# ");
-    terminal.type_keys("sleep 1000\r");
-    terminal.type_keys("\x1a");
-    terminal.wait_for("Stopped");
+    terminal.type_keys("echo go; sleep 1000\r");
+    terminal.wait_for("go\r\n");
+    // The key does nothing until `sleep` has the terminal.
+    terminal.type_keys_until("\x1a", "Stopped");
     terminal.type_keys("kill %1; exit 11\r");
     terminal.type_keys("\x04");
     assert_eq!(terminal.wait(), 11);
