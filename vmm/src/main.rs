@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use sandbox_vmm::events::EventSocket;
-use sandbox_vmm::{probe, process, session};
+use sandbox_vmm::{log, probe, process, session};
 use sandbox_vmm_api::VmEvent;
 
 const USAGE: &str = "usage: sandbox-vmm            run the machine that standard input describes
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 
 /// Runs a machine. However it ends, the runtime is told, and that is a success of this program.
 fn run() -> ExitCode {
-    start_log();
+    log::start();
     let events = match EventSocket::inherited() {
         Ok(events) => events,
         Err(error) => return fail(&error.to_string()),
@@ -43,17 +43,6 @@ fn run() -> ExitCode {
     let reason = session::run(&events);
     events.send(&VmEvent::Exited { reason });
     ExitCode::SUCCESS
-}
-
-/// Warnings go to standard error; `SANDBOX_LOG` names another level.
-fn start_log() {
-    let level = std::env::var("SANDBOX_LOG").ok().and_then(|level| level.parse().ok());
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(level.unwrap_or(tracing::Level::WARN))
-        .with_ansi(false)
-        .without_time()
-        .init();
 }
 
 fn print_probe() -> ExitCode {

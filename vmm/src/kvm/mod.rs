@@ -82,8 +82,10 @@ impl Machine for KvmMachine {
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
-        self.shared.control.hold_all(&self.vcpus);
-        Ok(())
+        self.shared
+            .control
+            .hold_all(&self.vcpus)
+            .map_err(|stuck| MachineError::new("pausing the vCPUs", stuck))
     }
 
     fn statistics(&mut self) -> Result<Statistics, MachineError> {

@@ -3,16 +3,27 @@
 //! A thread looks at the command before each entry into the guest. A signal makes it leave the guest. A signal
 //! that arrives between the look and the entry would be lost; so whoever waits for threads signals again every
 //! millisecond until all have obeyed.
+//!
+//! A thread that answers an access of the guest may wait for a device, and the device for a system call of its
+//! own that takes long, on a dead network file system say. So waiting has an end.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// How long to wait for threads to obey before they are signalled again.
 const RETRY: Duration = Duration::from_millis(1);
+
+/// How long to wait in all.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A vCPU thread did not obey in time: it waits for a device.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a vCPU waits for a device that does not answer")]
+pub struct Stuck;
 
 /// What vCPU threads are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,17 +94,23 @@ impl RunControl {
     }
 
     /// Makes all threads leave the guest and wait, and waits until they do.
-    pub fn hold_all<T>(&self, vcpus: &[JoinHandle<T>]) {
+    pub fn hold_all<T>(&self, vcpus: &[JoinHandle<T>]) -> Result<(), Stuck> {
         self.set(Command::Hold);
-        self.signal_until(vcpus, |threads| threads.holding + threads.ended >= vcpus.len());
+        self.signal_until(vcpus, |threads| threads.holding + threads.ended >= vcpus.len())
+            .inspect_err(|_| self.run())
     }
 
-    /// Makes all threads return, and waits until they do.
+    /// Makes all threads return, and waits until they do. A thread that is stuck is left to itself: it runs no
+    /// more code of the guest.
     pub fn end_all<T>(&self, vcpus: Vec<JoinHandle<T>>) {
         self.set(Command::End);
-        self.signal_until(&vcpus, |threads| threads.ended >= vcpus.len());
-        for vcpu in vcpus {
-            let _ = vcpu.join();
+        match self.signal_until(&vcpus, |threads| threads.ended >= vcpus.len()) {
+            Ok(()) => {
+                for vcpu in vcpus {
+                    let _ = vcpu.join();
+                }
+            }
+            Err(stuck) => tracing::warn!(%stuck, "it is left behind"),
         }
     }
 
@@ -104,9 +121,17 @@ impl RunControl {
         self.changed.notify_all();
     }
 
-    fn signal_until<T>(&self, vcpus: &[JoinHandle<T>], obeyed: impl Fn(&Threads) -> bool) {
+    fn signal_until<T>(
+        &self,
+        vcpus: &[JoinHandle<T>],
+        obeyed: impl Fn(&Threads) -> bool,
+    ) -> Result<(), Stuck> {
+        let deadline = Instant::now() + PATIENCE;
         let mut threads = self.lock();
         while !obeyed(&threads) {
+            if Instant::now() >= deadline {
+                return Err(Stuck);
+            }
             for vcpu in vcpus {
                 let _ = vcpu.kill(SIGRTMIN());
             }
@@ -115,6 +140,7 @@ impl RunControl {
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Threads> {
@@ -155,7 +181,7 @@ mod tests {
         let (control, count) = (Arc::new(RunControl::default()), Arc::new(AtomicU64::new(0)));
         let threads: Vec<_> = (0..3).map(|_| spinning(&control, &count)).collect();
         for _ in 0..50 {
-            control.hold_all(&threads);
+            control.hold_all(&threads).unwrap();
             let before = count.load(Ordering::SeqCst);
             std::thread::yield_now();
             assert_eq!(count.load(Ordering::SeqCst), before);

@@ -138,7 +138,7 @@ fn a_guest_that_never_leaves_can_be_held_and_ended() {
     let Bare { first, vm: _vm, memory, .. } = bare;
     let count = || memory.read_obj::<u32>(GuestAddress(0x1800)).unwrap();
     let threads = vec![start(0, first, Arc::clone(&shared)).unwrap()];
-    shared.control.hold_all(&threads);
+    shared.control.hold_all(&threads).unwrap();
     assert_eq!(count(), 0);
     for _ in 0..3 {
         let before = count();
@@ -148,7 +148,7 @@ fn a_guest_that_never_leaves_can_be_held_and_ended() {
             assert!(Instant::now() < deadline, "the guest does not run");
             std::thread::yield_now();
         }
-        shared.control.hold_all(&threads);
+        shared.control.hold_all(&threads).unwrap();
         let held = count();
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(count(), held);

@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// The most bytes of a console file.
-const MAX_BYTES: u64 = 16 << 20;
-/// The most bytes in a second: a verbose boot has a tenth of it.
-const MAX_BYTES_PER_SECOND: u64 = 1 << 20;
+use crate::output_limit::{Bounds, Counts, OutputLimit, Verdict};
+
+/// A verbose boot has a tenth of a second's share.
+const BOUNDS: Bounds = Bounds { total: 16 << 20, per_second: 1 << 20 };
 /// Bytes are gathered up to the end of a line or this many.
 const BUFFER_BYTES: usize = 512;
 
@@ -19,27 +19,19 @@ const BUFFER_BYTES: usize = 512;
 pub struct ConsoleFile {
     file: File,
     line: Vec<u8>,
-    limits: Limits,
-}
-
-/// What has been written and dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Bytes in the file.
-    pub written: u64,
-    /// Bytes that were dropped.
-    pub dropped: u64,
+    limit: OutputLimit,
 }
 
 impl ConsoleFile {
     /// Writes to a file from now on.
     pub fn new(file: File) -> Self {
-        Self { file, line: Vec::with_capacity(BUFFER_BYTES), limits: Limits::new(Instant::now()) }
+        let limit = OutputLimit::new(BOUNDS, Instant::now());
+        Self { file, line: Vec::with_capacity(BUFFER_BYTES), limit }
     }
 
     /// What has been written and dropped.
     pub fn counts(&self) -> Counts {
-        self.limits.counts
+        self.limit.counts()
     }
 
     fn flush_line(&mut self) -> io::Result<()> {
@@ -47,7 +39,7 @@ impl ConsoleFile {
             return Ok(());
         }
         let line = std::mem::take(&mut self.line);
-        let result = match self.limits.admit(line.len() as u64, Instant::now()) {
+        let result = match self.limit.admit(line.len() as u64, Instant::now()) {
             Verdict::Write => self.file.write_all(&line),
             Verdict::WriteAfterGap(bytes) => {
                 write!(self.file, "\n[{bytes} bytes of console output dropped]\n")
@@ -84,70 +76,9 @@ impl Drop for ConsoleFile {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Write,
-    WriteAfterGap(u64),
-    Drop,
-}
-
-#[derive(Debug)]
-struct Limits {
-    counts: Counts,
-    gap: u64,
-    second: Instant,
-    in_second: u64,
-}
-
-impl Limits {
-    fn new(now: Instant) -> Self {
-        Self { counts: Counts::default(), gap: 0, second: now, in_second: 0 }
-    }
-
-    fn admit(&mut self, bytes: u64, now: Instant) -> Verdict {
-        if now.duration_since(self.second) >= Duration::from_secs(1) {
-            self.second = now;
-            self.in_second = 0;
-        }
-        if self.counts.written + bytes > MAX_BYTES || self.in_second + bytes > MAX_BYTES_PER_SECOND {
-            self.counts.dropped += bytes;
-            self.gap += bytes;
-            return Verdict::Drop;
-        }
-        self.counts.written += bytes;
-        self.in_second += bytes;
-        match std::mem::take(&mut self.gap) {
-            0 => Verdict::Write,
-            gap => Verdict::WriteAfterGap(gap),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_second_has_its_limit_and_the_gap_is_told() {
-        let start = Instant::now();
-        let mut limits = Limits::new(start);
-        assert_eq!(limits.admit(MAX_BYTES_PER_SECOND, start), Verdict::Write);
-        assert_eq!(limits.admit(7, start), Verdict::Drop);
-        assert_eq!(limits.admit(5, start + Duration::from_secs(1)), Verdict::WriteAfterGap(7));
-        assert_eq!(limits.admit(5, start + Duration::from_secs(1)), Verdict::Write);
-        assert_eq!(limits.counts, Counts { written: MAX_BYTES_PER_SECOND + 10, dropped: 7 });
-    }
-
-    #[test]
-    fn the_file_has_its_limit() {
-        let start = Instant::now();
-        let mut limits = Limits::new(start);
-        for second in 0..100 {
-            limits.admit(MAX_BYTES_PER_SECOND, start + Duration::from_secs(second));
-        }
-        assert_eq!(limits.counts.written, MAX_BYTES);
-        assert_eq!(limits.counts.dropped, 100 * MAX_BYTES_PER_SECOND - MAX_BYTES);
-    }
 
     #[test]
     fn lines_are_written_when_they_end_and_the_rest_at_the_end() {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -27,7 +28,12 @@ enum Source {
     Ready(Arc<MmioDevice>, RawFd),
 }
 
-/// A running event loop; dropping it ends its thread.
+/// How long an ending loop is waited for: a device may be in a system call that takes long.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_micros(200);
+
+/// A running event loop; dropping it ends its thread. A thread that is in a system call of its device for too
+/// long is left behind; it holds all that it uses.
 #[derive(Debug)]
 pub struct EventLoop {
     stop: EventFd,
@@ -61,9 +67,15 @@ impl EventLoop {
 
 impl Drop for EventLoop {
     fn drop(&mut self) {
-        if let (Ok(()), Some(thread)) = (self.stop.write(1), self.thread.take()) {
-            let _ = thread.join();
+        let (Ok(()), Some(thread)) = (self.stop.write(1), self.thread.take()) else { return };
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                return tracing::warn!("a device does not return from the host and is left behind");
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
+        let _ = thread.join();
     }
 }
 
@@ -97,3 +109,7 @@ fn run(epoll: &Epoll, sources: &[Source]) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "event_loop_tests.rs"]
+mod tests;
