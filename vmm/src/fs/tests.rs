@@ -30,12 +30,7 @@ type Reply = Result<Vec<u8>, i32>;
 impl Client {
     fn new() -> Self {
         let mut client = Self::without_init();
-        let init = fuse::InitInCompat {
-            major: 7,
-            minor: 41,
-            max_readahead: 128 * 1024,
-            flags: u32::MAX & !(1 << 20),
-        };
+        let init = fuse::InitInCompat { major: 7, minor: 41, max_readahead: 128 * 1024, flags: u32::MAX };
         let ext = [0u8; size_of::<fuse::InitInExt>()];
         let reply = client.request(Opcode::Init, 0, &[init.as_slice(), &ext]).unwrap();
         let out: fuse::InitOut = read(&reply);

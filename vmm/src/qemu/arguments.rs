@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT};
 
+use super::error::Error;
 use super::layout::Layout;
 use super::open::Inherited;
 use crate::config::Config;
@@ -47,6 +48,21 @@ pub fn qemu(config: &Config, guest: &Guest, fds: &Inherited<'_>) -> Vec<String> 
     vhost_user_devices(&mut arguments, config, fds);
     plain_devices(&mut arguments, config, fds);
     arguments.0
+}
+
+/// The most bytes of the kernel's command line (`COMMAND_LINE_SIZE`, less its end).
+const COMMAND_LINE_BYTES_MAX: usize = 2047;
+
+/// The bytes that QEMU adds for a device: ` virtio_mmio.device=512@0xfeb00e00:12`.
+const DEVICE_BYTES: usize = 37;
+
+/// Refuses what would make the kernel cut off the end of its command line, where its devices are.
+pub fn check_length(config: &Config, guest: &Guest) -> Result<(), Error> {
+    let bytes = kernel_command_line(config, guest).len() + DEVICE_BYTES * config.device_count();
+    if bytes <= COMMAND_LINE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::CommandLine { bytes, most: COMMAND_LINE_BYTES_MAX })
 }
 
 #[derive(Default)]
@@ -178,3 +194,7 @@ fn kernel_command_line(config: &Config, guest: &Guest) -> String {
 fn descriptor_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
+
+#[cfg(test)]
+#[path = "arguments_tests.rs"]
+mod tests;

@@ -136,3 +136,7 @@ fn prepare(parent: u32, inherited: &[RawFd]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "child_tests.rs"]
+mod tests;

@@ -31,6 +31,14 @@ pub enum Error {
         /// Bytes of guest memory.
         memory: u64,
     },
+    /// The kernel's command line is too long.
+    #[error("the kernel's command line would have {bytes} bytes, of at most {most}: fewer words or devices")]
+    CommandLine {
+        /// Its length.
+        bytes: usize,
+        /// The most that the kernel reads.
+        most: usize,
+    },
     /// Guest memory could not be made.
     #[error("making {bytes} bytes of guest memory: {error}")]
     Memory {

@@ -79,6 +79,7 @@ impl QemuMachine {
         let tsc = tsc::Measurement::start();
         let opened = Opened::open(config)?;
         let guest = Guest { layout: opened.layout, tsc_khz: tsc.map(tsc::Measurement::finish) };
+        arguments::check_length(config, &guest)?;
         timeline.step("open everything");
 
         let inherited = opened.inherited();
