@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_vmm_api::{ExitReason, MachineChoice, VmEvent};
 
+use crate::boot::{self, BootError};
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ListenError, Verdict};
 use crate::events::{EventSocket, Peer};
@@ -23,6 +24,9 @@ pub enum SessionError {
     /// The configuration is no good.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The guest's files are no good.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The control socket cannot be made.
     #[error(transparent)]
     Control(#[from] ListenError),
@@ -71,6 +75,7 @@ fn start(events: &EventSocket) -> Result<(Box<dyn Machine>, Control), SessionErr
     let config = Config::read(io::stdin().lock())?;
     let control = Control::listen(config.control_socket())?;
     timeline.step("read the configuration");
+    boot::check_files(config.kernel(), config.image())?;
     let (mut machine, reason) = make_machine(&config, &mut timeline)?;
     machine.resume()?;
     timeline.step("start the vCPUs");

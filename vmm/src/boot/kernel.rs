@@ -5,13 +5,11 @@
 //! own when the guest first touches it, and most of them copied after all when the kernel patches itself. The
 //! start took longer than the copy had.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-
 use linux_loader::loader::elf::{Elf, Error as ElfError, PvhBootCapability};
 use linux_loader::loader::{Error as LoaderError, KernelLoader as _};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::check::{check_image, check_kernel};
 use super::{BootError, GuestFile};
 use crate::memory::{EXTENDED_START, Extent, Layout};
 use crate::virtio::GuestMemory;
@@ -24,9 +22,6 @@ const WORKING_BYTES: u64 = 20 * MIB;
 
 /// Where kernels of ours are linked to (`CONFIG_PHYSICAL_START`): the memory below stays free.
 const KERNEL_START: u64 = 16 * MIB;
-
-/// The first bytes of a cpio archive in the format of an initramfs, and of the usual compressions.
-const CPIO_MAGIC: &[u8] = b"070701";
 
 /// A kernel in memory.
 pub struct Loaded {
@@ -42,6 +37,7 @@ pub fn load_kernel(
     layout: Layout,
     kernel: &mut GuestFile,
 ) -> Result<Loaded, BootError> {
+    check_kernel(kernel)?;
     let path = kernel.path.clone();
     let memory_mib = layout.total() / MIB;
     let loaded = Elf::load(memory, None, &mut kernel.file, Some(GuestAddress(EXTENDED_START)));
@@ -51,7 +47,7 @@ pub fn load_kernel(
             memory_mib,
             why: "a segment is cut off, or does not fit into the memory".to_owned(),
         },
-        error => BootError::NotAKernel { path: path.clone(), why: in_words(error) },
+        error => BootError::NotAKernel { path: path.clone(), why: error.to_string() },
     })?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoPvhEntry(path));
@@ -61,18 +57,6 @@ pub fn load_kernel(
         return Err(BootError::LoadKernel { path, memory_mib, why });
     }
     Ok(Loaded { entry, end: loaded.kernel_end })
-}
-
-/// What the loader makes of a file that it does not take.
-fn in_words(error: LoaderError) -> String {
-    match error {
-        LoaderError::Elf(ElfError::ReadElfHeader) => "it is too short".to_owned(),
-        LoaderError::Elf(ElfError::InvalidElfMagicNumber) => "it is no ELF image".to_owned(),
-        LoaderError::Elf(ElfError::InvalidEntryAddress) => {
-            "it is an ELF image, but not of a kernel".to_owned()
-        }
-        error => error.to_string(),
-    }
 }
 
 /// Loads the initramfs to the upper end of low memory.
@@ -99,27 +83,6 @@ pub fn load_image(
         .read_exact_volatile_from(GuestAddress(start), &mut image.file, count)
         .map_err(|why| BootError::ReadImage { path: image.path.clone(), why: why.to_string() })?;
     Ok(Extent { start, len: bytes })
-}
-
-/// Checks that a file looks like an initramfs, and returns its size.
-fn check_image(image: &mut GuestFile) -> Result<u64, BootError> {
-    let mut magic = [0; CPIO_MAGIC.len()];
-    let size = size_and_start(&mut image.file, &mut magic)
-        .map_err(|why| BootError::ReadImage { path: image.path.clone(), why: why.to_string() })?;
-    if magic != CPIO_MAGIC {
-        let why = "it does not start as an uncompressed cpio archive does";
-        return Err(BootError::NotAnImage { path: image.path.clone(), why });
-    }
-    Ok(size)
-}
-
-fn size_and_start(file: &mut File, start: &mut [u8]) -> std::io::Result<u64> {
-    let size = file.metadata()?.len();
-    if size >= start.len() as u64 {
-        file.read_exact(start)?;
-        file.seek(SeekFrom::Start(0))?;
-    }
-    Ok(size)
 }
 
 #[cfg(test)]

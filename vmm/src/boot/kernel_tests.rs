@@ -2,6 +2,8 @@ use std::io::Write as _;
 
 use super::*;
 
+const CPIO_MAGIC: &[u8] = b"070701";
+
 const PVH_ENTRY: u32 = 0x100_0123;
 
 /// An ELF image of one segment at 16 MiB, with or without the note of a PVH entry.
@@ -74,7 +76,10 @@ fn what_is_no_kernel_is_told_apart() {
     assert!(text(&elf(0x1000, 100 * MIB, true), 64).contains("it ends at 116 MiB"));
     let mut low = elf(0x1000, 0x1000, true);
     low[24..32].copy_from_slice(&0x1000u64.to_le_bytes());
-    assert!(text(&low, 64).contains("but not of a kernel"));
+    assert!(text(&low, 64).contains("is not a guest kernel"));
+    let mut other = elf(0x1000, 0x1000, true);
+    other[18] = 183;
+    assert!(text(&other, 64).contains("not of a 64-bit x86 program"));
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //!           the kernel's last words
 //! ```
 
+mod check;
 pub mod cmdline;
 mod kernel;
 mod mptable;
@@ -126,6 +127,12 @@ impl GuestFile {
             File::open(path).map_err(|why| BootError::Open { what, path: path.to_owned(), why, variable })?;
         Ok(Self { file, path: path.to_owned() })
     }
+}
+
+/// Checks that the kernel and the image are such, which either machine would find out late or in other words.
+pub fn check_files(kernel: &std::path::Path, image: &std::path::Path) -> Result<(), BootError> {
+    check::check_kernel(&GuestFile::kernel(kernel)?)?;
+    check::check_image(&GuestFile::image(image)?).map(drop)
 }
 
 /// What a guest is told about its machine.
