@@ -1,30 +1,24 @@
 //! Making a machine: one recipe, whose result is ready and paused.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use kvm_ioctls::{VcpuFd, VmFd};
-use sandbox_vmm_api::SHARE_TAG;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bare::Bare;
+use super::opened::Opened;
 use super::run_control::{self, RunControl};
 use super::vcpu::Shared;
 use super::vm::VmError;
 use super::{KvmMachine, cpuid, vcpu, vm};
 use crate::boot::cmdline::{Console, MmioSlot, kernel_cmdline};
-use crate::boot::{self, BootError, Description, GuestFile};
+use crate::boot::{self, BootError, Description};
 use crate::bus::Bus;
 use crate::config::Config;
-use crate::devices::balloon::Balloon;
-use crate::devices::blk::Blk;
 use crate::devices::blk::image::ImageError;
-use crate::devices::net::{Net, NetError};
-use crate::fs::Fs;
+use crate::devices::net::NetError;
 use crate::jail;
 use crate::legacy::serial::{SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::legacy::{
@@ -35,9 +29,6 @@ use crate::memory::Layout;
 use crate::timeline::Timeline;
 use crate::virtio::event_loop::EventLoop;
 use crate::virtio::mmio::{MmioDevice, WINDOW_BYTES};
-use crate::virtio::rng::Rng;
-use crate::virtio::{GuestMemory, VirtioDevice};
-use crate::vsock::Vsock;
 
 /// Why a machine could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -87,19 +78,8 @@ pub enum StartError {
 }
 
 /// Marks a step in which the host refused something.
-fn host(what: &'static str) -> impl Fn(std::io::Error) -> StartError {
+pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> StartError {
     move |why| StartError::Host { what, why }
-}
-
-/// What has to be opened before the jail hides it.
-struct Opened {
-    kernel: GuestFile,
-    image: GuestFile,
-    console: Option<File>,
-    disks: Vec<Blk>,
-    nets: Vec<Net>,
-    vsock: Option<UnixListener>,
-    descriptors: File,
 }
 
 impl KvmMachine {
@@ -107,15 +87,13 @@ impl KvmMachine {
     /// jail afterwards; it must have had no other thread before.
     pub fn start(bare: Bare, config: &Config, timeline: &mut Timeline) -> Result<Self, StartError> {
         let Bare { first, vm, layout, memory, supported, vcpus: count } = bare;
-        let mut opened = open_all(config)?;
+        let mut opened = Opened::open(config)?;
         timeline.step("open files");
         jail::enter(config.shares(), config.vsock().and_then(|vsock| vsock.socket.parent()))?;
         timeline.step("enter the jail");
 
-        let devices = make_devices(config, &memory, &mut opened)?;
-        let serial =
-            opened.console.take().map(SerialPort::new).transpose().map_err(host("make a serial port"))?;
-        let serial = serial.map(Arc::new);
+        let serial = opened.take_serial_port()?;
+        let devices = opened.take_devices(config, &memory)?;
         let mut shared = new_shared()?;
         attach_devices(&vm, &mut shared.memory_bus, &devices)?;
         attach_ports(&vm, &mut shared.port_bus, serial.as_ref())?;
@@ -141,73 +119,6 @@ impl KvmMachine {
         timeline.step("create vCPUs and threads");
         Ok(machine)
     }
-}
-
-fn open_all(config: &Config) -> Result<Opened, StartError> {
-    let disks = config.disks().iter().enumerate().map(|(index, disk)| Blk::open(index, disk));
-    let nets = config.nets().iter().enumerate().map(|(index, net)| Net::open(index, net));
-    let vsock = config.vsock().map(|vsock| listen_vsock(&vsock.socket)).transpose()?;
-    Ok(Opened {
-        kernel: GuestFile::kernel(config.kernel())?,
-        image: GuestFile::image(config.image())?,
-        console: config.console().map(open_console).transpose()?,
-        disks: disks.collect::<Result<_, _>>()?,
-        nets: nets.collect::<Result<_, _>>()?,
-        vsock,
-        descriptors: File::open("/proc/self/fd").map_err(host("open /proc/self/fd"))?,
-    })
-}
-
-fn open_console(path: &Path) -> Result<File, StartError> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|why| StartError::Console { path: path.to_owned(), why })
-}
-
-fn listen_vsock(path: &Path) -> Result<UnixListener, StartError> {
-    UnixListener::bind(path).map_err(|why| StartError::VsockSocket { path: path.to_owned(), why })
-}
-
-/// All devices, in the order in which the guest finds them.
-fn make_devices(
-    config: &Config,
-    memory: &GuestMemory,
-    opened: &mut Opened,
-) -> Result<Vec<Arc<MmioDevice>>, StartError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::default())];
-    if let (Some(vsock), Some(listener)) = (config.vsock(), opened.vsock.take()) {
-        let device =
-            Vsock::new(vsock.cid, listener, in_jail(&vsock.socket)).map_err(host("make the vsock device"))?;
-        devices.push(Box::new(device));
-    }
-    if !config.shares().is_empty() {
-        let descriptors = opened.descriptors.try_clone().map_err(host("keep /proc/self/fd"))?;
-        devices.push(Box::new(Fs::new(SHARE_TAG, Path::new(jail::SHARE), descriptors)?));
-    }
-    for disk in opened.disks.drain(..) {
-        devices.push(Box::new(disk));
-    }
-    for net in opened.nets.drain(..) {
-        devices.push(Box::new(net));
-    }
-    if config.balloon() {
-        devices.push(Box::new(Balloon::new()));
-    }
-    devices
-        .into_iter()
-        .map(|device| MmioDevice::new(device, memory.clone()).map(Arc::new))
-        .collect::<Result<_, _>>()
-        .map_err(host("make an eventfd"))
-}
-
-/// Where the jail has the vsock socket.
-fn in_jail(socket: &Path) -> PathBuf {
-    Path::new(jail::VSOCK).join(socket.file_name().unwrap_or_default())
 }
 
 fn new_shared() -> Result<Shared, StartError> {

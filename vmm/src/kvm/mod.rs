@@ -9,6 +9,7 @@ mod build;
 mod cpuid;
 mod failure;
 pub mod open;
+mod opened;
 pub mod probe;
 mod run_control;
 mod vcpu;

@@ -34,11 +34,6 @@ impl Signals {
         self.0 |= 1u32.checked_shl(queue as u32).unwrap_or(0);
     }
 
-    /// Adds all of another set.
-    pub fn merge(&mut self, other: Self) {
-        *self |= other;
-    }
-
     /// Whether a queue is among them.
     pub fn has(self, queue: usize) -> bool {
         self.0 & 1u32.checked_shl(queue as u32).unwrap_or(0) != 0

@@ -244,7 +244,7 @@ impl VirtioDevice for Net {
         memory: &GuestMemory,
     ) -> Result<Signals, BrokenRing> {
         let mut signals = self.run(TRANSMIT, queues, memory)?;
-        signals.merge(self.run(RECEIVE, queues, memory)?);
+        signals |= self.run(RECEIVE, queues, memory)?;
         Ok(signals)
     }
 
