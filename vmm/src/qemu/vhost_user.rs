@@ -7,10 +7,19 @@
 //! The crate `vhost-user-backend` speaks the protocol and runs two threads per device: one for the socket, one
 //! for the queues' events. [`Adapter`] is what it calls; the device sees the same calls as from the
 //! virtio-mmio transport of the other machine.
+//!
+//! # Pause and reset look alike
+//!
+//! QEMU takes the rings back when the guest is paused and gives them out again when it goes on, and it does
+//! the same when the driver resets the device. What tells the two apart is the place in the rings: a driver
+//! that starts anew starts at their beginning. Either way nobody notifies the queues then, and what the
+//! device's own descriptors announced meanwhile is gone, so the device is told of everything once.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -20,6 +29,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 
@@ -28,6 +38,17 @@ type Vring = VringMutex<Memory>;
 
 /// How many of a device's queues QEMU leaves to the back end: it keeps the vsock device's event queue.
 const QUEUES_OF_BACKEND: usize = 2;
+
+/// The event that QEMU has begun to hand out the rings. The library has the numbers up to that of its own exit
+/// event, which follows the queues.
+const START_EVENT: usize = QUEUES_OF_BACKEND + 1;
+
+/// The event of the device's first descriptor.
+const FIRST_DESCRIPTOR_EVENT: usize = START_EVENT + 1;
+
+/// How often the rings are looked at until QEMU has handed out all of them, and how long apart.
+const START_LOOKS: u32 = 1000;
+const START_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The largest queue: the driver follows QEMU's virtio-mmio transport, which offers this to every device.
 const QUEUE_SIZE_MAX: usize = 1024;
@@ -65,16 +86,21 @@ impl Served {
         let failed = |reason: String| Error { device: name.clone(), reason };
         let event_fds = device.event_fds();
         let memory = Memory::new(GuestMemory::new());
-        let device = Arc::new(Adapter::new(device, memory.clone()));
+        let adapter = Adapter::new(device, memory.clone()).map_err(|error| failed(error.to_string()))?;
+        let device = Arc::new(adapter);
         let mut daemon = VhostUserDaemon::new(name.clone(), device.clone(), memory)
             .map_err(|error| failed(error.to_string()))?;
         for handler in daemon.get_epoll_handlers() {
             for (index, fd) in event_fds.iter().enumerate() {
-                let token = (QUEUES_OF_BACKEND + 2 + index) as u64;
+                let token = (FIRST_DESCRIPTOR_EVENT + index) as u64;
                 handler
                     .register_listener(*fd, EventSet::IN | EventSet::EDGE_TRIGGERED, token)
                     .map_err(|error| failed(error.to_string()))?;
             }
+            let start = device.start.as_raw_fd();
+            handler
+                .register_listener(start, EventSet::IN, START_EVENT as u64)
+                .map_err(|error| failed(error.to_string()))?;
         }
         daemon.start(&mut listener.into()).map_err(|error| failed(error.to_string()))?;
         Ok(Self { device, daemon })
@@ -88,7 +114,11 @@ impl Served {
 }
 
 /// The device as the vhost-user crate sees it.
-struct Adapter(Mutex<Driven>);
+struct Adapter {
+    driven: Mutex<Driven>,
+    /// Written when QEMU begins to hand out the rings.
+    start: EventFd,
+}
 
 /// A device and its driver.
 struct Driven {
@@ -96,6 +126,8 @@ struct Driven {
     memory: Memory,
     features: u64,
     state: State,
+    /// The places in the rings when they were served last.
+    places: [u16; QUEUES_OF_BACKEND],
 }
 
 /// Where the device stands with its driver.
@@ -105,6 +137,8 @@ enum State {
     Idle,
     /// A driver uses it.
     Active,
+    /// QEMU has taken the rings back; whether for a pause or for good is not known yet.
+    Held,
     /// A ring broke; nothing is served until the driver resets the device.
     Broken,
 }
@@ -117,18 +151,28 @@ impl Driven {
         }
     }
 
-    /// Serves one event: of a queue, or of a descriptor of the device.
-    fn serve(&mut self, event: usize, vrings: &[Vring]) {
+    /// QEMU hands out the rings, for a driver with these features.
+    fn begin(&mut self, features: u64) {
+        let features = features & self.device.features();
+        if self.state == State::Active && features == self.features {
+            self.state = State::Held;
+        } else if self.state != State::Held {
+            self.reset();
+        }
+        self.features = features;
+    }
+
+    /// Serves one event; false: QEMU has not handed out the rings.
+    fn serve(&mut self, event: Event, vrings: &[Vring]) -> bool {
         let memory = self.memory.memory();
         let mut guards: Vec<_> = vrings.iter().map(VringT::get_mut).collect();
-        let mut queues: Vec<&mut Queue> = guards.iter_mut().map(|guard| guard.get_queue_mut()).collect();
-        let started = queues.iter().all(|queue| queue.ready());
-        if !started || self.state == State::Broken {
-            return;
+        if !guards.iter().all(|guard| guard.get_queue().ready() && guard.is_enabled()) {
+            return false;
         }
-        let outcome = self.dispatch(event, &mut queues, &memory);
-        match outcome {
+        let mut queues: Vec<&mut Queue> = guards.iter_mut().map(|guard| guard.get_queue_mut()).collect();
+        match self.dispatch(event, &mut queues, &memory) {
             Ok(signals) => {
+                self.places = places(&queues);
                 for (index, guard) in guards.iter().enumerate().filter(|(index, _)| signals.has(*index)) {
                     if let Err(error) = guard.signal_used_queue() {
                         tracing::warn!(device = self.device.name(), queue = index, %error, "interrupt lost");
@@ -140,41 +184,96 @@ impl Driven {
                 self.state = State::Broken;
             }
         }
+        true
     }
 
     fn dispatch(
         &mut self,
-        event: usize,
+        event: Event,
+        queues: &mut [&mut Queue],
+        memory: &GuestMemory,
+    ) -> Result<Signals, BrokenRing> {
+        match self.state {
+            State::Broken => return Ok(Signals::NONE),
+            State::Active => {}
+            State::Held if places(queues) == self.places => {
+                self.state = State::Active;
+                return self.tell_everything(queues, memory);
+            }
+            State::Held | State::Idle => {
+                self.reset();
+                self.device.activate(self.features);
+                self.state = State::Active;
+                return self.tell_everything(queues, memory);
+            }
+        }
+        match event {
+            Event::Start => self.tell_everything(queues, memory),
+            Event::Queue(queue) => self.device.notified(queue, queues, memory),
+            Event::Descriptor(index) => match self.device.event_fds().get(index) {
+                Some(fd) => self.device.ready(*fd, queues, memory),
+                None => Ok(Signals::NONE),
+            },
+        }
+    }
+
+    /// Tells the device of every queue and every descriptor.
+    fn tell_everything(
+        &mut self,
         queues: &mut [&mut Queue],
         memory: &GuestMemory,
     ) -> Result<Signals, BrokenRing> {
         let mut signals = Signals::NONE;
-        if self.state == State::Idle {
-            if event >= QUEUES_OF_BACKEND {
-                return Ok(signals);
-            }
-            self.device.activate(self.features);
-            self.state = State::Active;
-            // What came before is announced once: the descriptors are edge-triggered.
-            for fd in self.device.event_fds() {
-                signals |= self.device.ready(fd, queues, memory)?;
-            }
+        for fd in self.device.event_fds() {
+            signals |= self.device.ready(fd, queues, memory)?;
         }
-        signals |= match self.device.event_fds().get(event.wrapping_sub(QUEUES_OF_BACKEND + 2)) {
-            Some(fd) => self.device.ready(*fd, queues, memory)?,
-            None => self.device.notified(event, queues, memory)?,
-        };
+        for queue in 0..queues.len() {
+            signals |= self.device.notified(queue, queues, memory)?;
+        }
         Ok(signals)
     }
 }
 
+/// Where the queues are read next.
+fn places(queues: &[&mut Queue]) -> [u16; QUEUES_OF_BACKEND] {
+    std::array::from_fn(|index| queues.get(index).map_or(0, |queue| queue.next_avail()))
+}
+
+/// What has happened.
+#[derive(Clone, Copy)]
+enum Event {
+    /// QEMU has handed out the rings.
+    Start,
+    /// The driver has notified a queue.
+    Queue(usize),
+    /// A descriptor of the device has something.
+    Descriptor(usize),
+}
+
 impl Adapter {
-    fn new(device: Box<dyn VirtioDevice>, memory: Memory) -> Self {
-        Self(Mutex::new(Driven { device, memory, features: 0, state: State::Idle }))
+    fn new(device: Box<dyn VirtioDevice>, memory: Memory) -> io::Result<Self> {
+        let places = [0; QUEUES_OF_BACKEND];
+        let driven = Driven { device, memory, features: 0, state: State::Idle, places };
+        let start = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+        Ok(Self { driven: Mutex::new(driven), start })
+    }
+
+    /// Waits until QEMU has handed out all rings, and serves them.
+    ///
+    /// QEMU hands them out right after the features, which is when this is called, and tells of no end of it.
+    fn start(&self, vrings: &[Vring]) {
+        // The counter only wakes.
+        let _ = self.start.read();
+        for _ in 0..START_LOOKS {
+            if self.lock().serve(Event::Start, vrings) {
+                return;
+            }
+            std::thread::sleep(START_LOOK_EVERY);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Driven> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.driven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,11 +293,12 @@ impl VhostUserBackend for Adapter {
         self.lock().device.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
-    /// QEMU sets the features each time that a driver starts the device.
+    /// QEMU sets the features each time that it begins to hand out the rings.
     fn acked_features(&self, features: u64) {
-        let mut driven = self.lock();
-        driven.reset();
-        driven.features = features & driven.device.features();
+        self.lock().begin(features);
+        if let Err(error) = self.start.write(1) {
+            tracing::error!(%error, "waking the thread of a device");
+        }
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -239,7 +339,16 @@ impl VhostUserBackend for Adapter {
         vrings: &[Vring],
         _thread: usize,
     ) -> io::Result<()> {
-        self.lock().serve(event.into(), vrings);
+        let event = usize::from(event);
+        match event.checked_sub(FIRST_DESCRIPTOR_EVENT) {
+            Some(index) => {
+                self.lock().serve(Event::Descriptor(index), vrings);
+            }
+            None if event == START_EVENT => self.start(vrings),
+            None => {
+                self.lock().serve(Event::Queue(event), vrings);
+            }
+        }
         Ok(())
     }
 }
