@@ -305,3 +305,68 @@ fn what_cannot_be_had_is_refused_before_anything_is_made() {
     let failure = guest.create("../c", &spec, RootWrites::Overlay, None).unwrap_err();
     assert!(failure.message.contains("is not an id"), "{}", failure.message);
 }
+
+#[test]
+fn a_cgroup_mount_shows_the_containers_own_only() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    let mut spec = spec(&root, &[]);
+    let script = "cat /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x 2>&1; ls -d /sys/fs/cgroup/script 2>&1; true";
+    for namespace in ["with", "without"] {
+        let seen = guest.script(&spec, script);
+        let lines: Vec<&str> = seen.lines().collect();
+        assert_eq!(lines[0], "1", "{namespace} a cgroup namespace: {seen}");
+        assert!(seen.contains("Read-only file system") && seen.contains("No such file"), "{seen}");
+        spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "cgroup");
+    }
+}
+
+#[test]
+fn a_namespace_that_is_left_out_is_the_sandboxs_own() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    let mut spec = spec(&root, &[]);
+    for kind in ["uts", "ipc", "network", "pid"] {
+        let script = format!("readlink /proc/self/ns/{}", if kind == "network" { "net" } else { kind });
+        let own = guest.script(&spec, &script);
+        spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != kind);
+        let first = guest.script(&spec, &script);
+        let second = guest.script(&spec, &script);
+        assert_ne!(own, first, "{kind}");
+        assert_eq!(first, second, "{kind}");
+    }
+}
+
+#[test]
+fn a_mount_can_be_changed_and_the_roots_propagation_set() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    let mut spec = spec(&root, &[]);
+    add_mount(&mut spec, json!({"destination": "/dev/shm", "options": ["remount", "bind", "ro", "noatime"]}));
+    spec["linux"]["rootfsPropagation"] = json!("rshared");
+    let shm = options(&mut guest, &spec, "/dev/shm");
+    assert!(shm.contains(" ro,nosuid,nodev,noexec,noatime "), "{shm}");
+    assert!(options(&mut guest, &spec, "/").contains(" shared:"));
+    spec["linux"]["rootfsPropagation"] = json!("sideways");
+    let failure = guest.create("c", &spec, RootWrites::Overlay, None).unwrap_err();
+    assert!(failure.message.contains("linux.rootfsPropagation is \"sideways\""), "{}", failure.message);
+}
+
+#[test]
+fn one_more_process_has_rights_of_its_own() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    guest.create("c", &spec(&root, &["sleep", "1000"]), RootWrites::Overlay, None).unwrap();
+    guest.start_container("c").unwrap();
+    let mut process =
+        process(&["sh", "-c", "id -u; pwd; grep CapEff /proc/self/status; echo $HOME; ulimit -n"]);
+    process["user"] = json!({"uid": 33, "gid": 44});
+    process["cwd"] = json!("/etc");
+    process["capabilities"] = json!({});
+    process["rlimits"] = json!([]);
+    guest.exec("c", "p", process).unwrap();
+    let ended = guest.finish("c", "p");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert_eq!(lines[..4], ["33", "/etc", "CapEff:\t0000000000000000", "/srv"], "{ended:?}");
+    assert_ne!(lines[4], "256", "the limits of the first process are its own");
+}

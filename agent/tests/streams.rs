@@ -171,3 +171,39 @@ fn a_start_need_not_wait_for_the_reply_to_create() {
         }
     }
 }
+
+#[test]
+fn the_agent_ends_when_the_host_is_gone_or_speaks_nonsense() {
+    for nonsense in [false, true] {
+        let Some(mut guest) = Guest::start() else { return };
+        let root = guest.rootfs("root");
+        guest.create("c", &spec(&root, &["sleep", "1000"]), RootWrites::Overlay, None).unwrap();
+        guest.start_container("c").unwrap();
+        if nonsense {
+            guest.say(&u32::MAX.to_le_bytes());
+        } else {
+            guest.hang_up();
+        }
+        guest.ends();
+    }
+}
+
+#[test]
+fn many_containers_run_at_once() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    let ids: Vec<String> = (0..12).map(|i| format!("c{i}")).collect();
+    for id in &ids {
+        guest.create(id, &spec(&root, &["cat"]), RootWrites::Overlay, None).unwrap();
+        guest.start_container(id).unwrap();
+    }
+    for id in &ids {
+        write_and_end(guest.stream(id, "", Stream::Stdin), id.as_bytes());
+    }
+    for id in &ids {
+        let mut got = String::new();
+        guest.stream(id, "", Stream::Stdout).read_to_string(&mut got).unwrap();
+        assert_eq!((got.as_str(), guest.exited(id, "").0), (id.as_str(), ExitStatus::Code(0)));
+        guest.delete(id).unwrap();
+    }
+}

@@ -248,6 +248,21 @@ impl Guest {
         ended.stdout
     }
 
+    /// Writes bytes that are no frame.
+    pub fn say(&mut self, bytes: &[u8]) {
+        self.control.write_all(bytes).unwrap();
+    }
+
+    /// Closes the control connection.
+    pub fn hang_up(&mut self) {
+        self.control.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
+    /// Waits for the agent to end by itself.
+    pub fn ends(mut self) {
+        assert!(self.agent.wait().unwrap().success());
+    }
+
     /// Ends the agent as the host does.
     pub fn power_off(mut self) {
         self.send(Call::PowerOff);
