@@ -49,8 +49,9 @@ const VALID_FOR: Duration = Duration::from_secs(1);
 /// The size of a queue: a request of 1 MiB, the largest there is, takes 256 buffers and its headers.
 pub const QUEUE_SIZE: u16 = 1024;
 
-/// Descriptors that the guest's files leave for the rest of the process.
-const RESERVED_DESCRIPTORS: u64 = 256;
+/// Descriptors that the guest's named files leave for its files without a name, for its connections, and for the
+/// rest of the process; at most half of all.
+const RESERVED_DESCRIPTORS: u64 = 4096;
 
 /// The length of the tag field in the configuration space.
 const TAG_BYTES: usize = 36;
@@ -104,7 +105,8 @@ impl Fs {
     ///
     /// `descriptors` is an open `/proc/self/fd`, which a jailed process no longer has by name.
     pub fn new(tag: &str, root: &Path, descriptors: File) -> Result<Self, Error> {
-        let guest_files = raise_descriptor_limit()?.saturating_sub(RESERVED_DESCRIPTORS);
+        let limit = raise_descriptor_limit()?;
+        let guest_files = limit - RESERVED_DESCRIPTORS.min(limit / 2);
         let tmpfiles = Tmpfiles::new(descriptors.try_clone().map_err(Error::Descriptors)?);
         let path = root.to_string_lossy().into_owned();
         let passthrough = PassthroughFs::new(passthrough_config(path.clone(), descriptors, guest_files))

@@ -205,6 +205,22 @@ fn a_file_without_a_name_gets_one_by_a_link() {
 }
 
 #[test]
+fn files_without_a_name_are_bounded() {
+    let mut client = Client::new();
+    let asked =
+        fuse::CreateIn { flags: libc::O_RDWR as u32, mode: libc::S_IFREG | 0o600, ..Default::default() };
+    let mut made = 0;
+    let refused = loop {
+        match client.request(Opcode::TmpFile, 1, &[asked.as_slice(), b"/\0"]) {
+            Ok(_) => made += 1,
+            Err(error) => break error,
+        }
+        assert!(made <= 512);
+    };
+    assert_eq!((made, refused), (512, libc::ENFILE));
+}
+
+#[test]
 fn sizes_that_the_guest_makes_up_allocate_nothing_of_that_size() {
     let mut client = Client::new();
     let (entry, _) = client.create("file");

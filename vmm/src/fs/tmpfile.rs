@@ -30,7 +30,10 @@ use super::VALID_FOR;
 const FIRST_ID: u64 = 1 << 63;
 
 /// The most files of this kind at a time.
-const FILES_MAX: usize = 4096;
+const FILES_MAX: usize = 512;
+
+/// The most times that they are open.
+const HANDLES_MAX: usize = 1024;
 
 /// The files without a name that the guest has.
 pub struct Tmpfiles {
@@ -87,9 +90,7 @@ impl Tmpfiles {
         mode: u32,
         umask: u32,
     ) -> io::Result<(Entry, u64)> {
-        if self.lock().nodes.len() >= FILES_MAX {
-            return Err(io::Error::from_raw_os_error(libc::ENFILE));
-        }
+        self.check_room()?;
         let file = Arc::new(make(directory, context, mode, umask)?);
         let attr = attributes(&file)?;
         let mut state = self.lock();
@@ -99,6 +100,14 @@ impl Tmpfiles {
         let entry =
             Entry { inode: node, generation: 0, attr, attr_timeout: VALID_FOR, entry_timeout: VALID_FOR };
         Ok((entry, handle))
+    }
+
+    fn check_room(&self) -> io::Result<()> {
+        let state = self.lock();
+        if state.nodes.len() >= FILES_MAX || state.handles.len() >= HANDLES_MAX {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        Ok(())
     }
 
     fn node(&self, node: u64) -> io::Result<Arc<File>> {
@@ -157,6 +166,7 @@ impl Tmpfiles {
 
     /// Opens a file once more, through its descriptor.
     pub fn open(&self, node: u64, kill_priv: bool, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.check_room()?;
         let file = self.node(node)?;
         let wanted = OFlags::from_bits_retain(flags) & (OFlags::ACCMODE | OFlags::TRUNC | OFlags::SYNC);
         let opened = {

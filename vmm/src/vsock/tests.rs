@@ -481,6 +481,61 @@ fn a_port_used_again_is_a_new_connection() {
     assert_eq!(&heard, b"new");
 }
 
+/// Whatever a guest sends, in whatever order, the device answers, stays within its limits, and keeps serving.
+#[test]
+fn random_packets_break_nothing() {
+    let mut random = 7u32;
+    let mut next = |below: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) % below
+    };
+    let mut machine = Machine::new();
+    let listener = machine.listen(HOST_PORT);
+    listener.set_nonblocking(true).unwrap();
+    let mut hosts = Vec::new();
+    for _ in 0..20_000 {
+        let pick = |value: u32, usual: u32, odd: u32| if value == 0 { odd } else { usual };
+        let header = Header {
+            src_cid: pick(next(50), GUEST_CID as u32, next(9)).into(),
+            dst_cid: pick(next(50), HOST_CID as u32, next(9)).into(),
+            src_port: next(8),
+            dst_port: pick(next(20), HOST_PORT, next(99)),
+            len: 0,
+            kind: pick(next(50), TYPE_STREAM.into(), next(9)) as u16,
+            op: next(9) as u16,
+            flags: next(5),
+            buf_alloc: next(100_000),
+            fwd_cnt: next(100_000),
+        };
+        let data = vec![1; next(3) as usize * next(3000) as usize];
+        let lie = next(30) == 0;
+        machine.add_buffers(128 - machine.buffers.len());
+        if lie {
+            machine.send_as_is(Header { len: next(u32::MAX), ..header }, &data)
+        } else {
+            machine.send(header, &data)
+        };
+        machine.drivers[1].used();
+        if let Ok((mut host, _)) = listener.accept() {
+            let _ = host.write_all(b"greeting");
+            hosts.push(host);
+        }
+        if hosts.len() > 20 {
+            hosts.remove(next(20) as usize);
+        }
+        machine.poll();
+        assert!(machine.device.statistics()["connections"] <= mux::CONNECTIONS_MAX as u64);
+    }
+    assert!(machine.device.statistics()["opened"] > 100);
+    drop(listener);
+    machine.add_buffers(128 - machine.buffers.len());
+    let mut host = machine.connect(GUEST_PORT);
+    machine.send(guest(Op::Data), b"alive");
+    let mut heard = [0; 5];
+    host.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"alive");
+}
+
 /// Two streams in opposite directions, moved on in a random order in random amounts, arrive whole.
 #[test]
 fn random_traffic_arrives_whole() {
