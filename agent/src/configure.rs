@@ -100,5 +100,20 @@ fn set_hostname(name: &str) -> Result<(), ConfigureError> {
 fn mount_share() -> Result<(), ConfigureError> {
     std::fs::create_dir_all(SHARE_MOUNT).map_err(ConfigureError::Share)?;
     rustix::mount::mount(SHARE_TAG, SHARE_MOUNT, "virtiofs", MountFlags::empty(), None)
-        .map_err(|e| ConfigureError::Share(e.into()))
+        .map_err(|e| ConfigureError::Share(e.into()))?;
+    read_further_ahead();
+    Ok(())
+}
+
+/// How far the kernel reads ahead on the share, in KiB. What virtio-fs starts with, 128, leaves half the speed of
+/// a sequential read on the way to the host and back.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// It is for speed only, so nothing is said where it fails.
+fn read_further_ahead() {
+    if let Ok(share) = rustix::fs::stat(SHARE_MOUNT) {
+        let (major, minor) = (rustix::fs::major(share.st_dev), rustix::fs::minor(share.st_dev));
+        let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let _ = std::fs::write(setting, READ_AHEAD_KIB.to_string());
+    }
 }
