@@ -225,6 +225,10 @@ impl FileSystem for Guarded {
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         self.tmpfiles.clear();
+        // Without it the passthrough would complain on standard error, as often as a guest likes.
+        if !capable.contains(FsOptions::SUBMOUNTS) {
+            return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        }
         let wanted = self.inner.init(capable)?;
         tracing::debug!(?capable, ?wanted, "a client of the share begins");
         Ok(wanted)

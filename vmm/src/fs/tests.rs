@@ -273,7 +273,11 @@ fn malformed_messages_are_answered_or_dropped() {
 fn a_request_of_another_client_starts_anew() {
     let mut client = Client::new();
     let (entry, open) = client.create("file");
-    let init = fuse::InitInCompat { major: 7, minor: 41, ..Default::default() };
+    /// `FUSE_SUBMOUNTS`, which every Linux has since 5.10.
+    const SUBMOUNTS: u32 = 1 << 27;
+    let old = fuse::InitInCompat { major: 7, minor: 41, ..Default::default() };
+    assert_eq!(client.request(Opcode::Init, 0, &[old.as_slice()]), Err(libc::EPROTO));
+    let init = fuse::InitInCompat { flags: SUBMOUNTS, ..old };
     client.request(Opcode::Init, 0, &[init.as_slice()]).unwrap();
     assert_eq!(client.read(entry.nodeid, open.fh, 10), Err(libc::EBADF));
 }

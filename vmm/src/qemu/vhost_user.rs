@@ -128,6 +128,8 @@ struct Driven {
     state: State,
     /// The places in the rings when they were served last.
     places: [u16; QUEUES_OF_BACKEND],
+    /// Whether the log says that the guest broke a ring.
+    told_of_break: bool,
 }
 
 /// Where the device stands with its driver.
@@ -180,7 +182,10 @@ impl Driven {
                 }
             }
             Err(broken) => {
-                tracing::warn!(device = self.device.name(), %broken, "the guest broke a ring: device stopped");
+                // A guest can break its rings as often as it likes; once is worth a line.
+                if !std::mem::replace(&mut self.told_of_break, true) {
+                    tracing::warn!(device = self.device.name(), %broken, "the guest broke a ring: device stopped");
+                }
                 self.state = State::Broken;
             }
         }
@@ -253,7 +258,7 @@ enum Event {
 impl Adapter {
     fn new(device: Box<dyn VirtioDevice>, memory: Memory) -> io::Result<Self> {
         let places = [0; QUEUES_OF_BACKEND];
-        let driven = Driven { device, memory, features: 0, state: State::Idle, places };
+        let driven = Driven { device, memory, features: 0, state: State::Idle, places, told_of_break: false };
         let start = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
         Ok(Self { driven: Mutex::new(driven), start })
     }
