@@ -2,12 +2,12 @@
 //!
 //! One static program is all that a guest's initramfs holds. It has one thread and one loop:
 //!
-//! 1. [`boot`] makes the descriptors, dials the host, says hello, and mounts what a guest needs;
-//! 2. [`serve`] waits for the host's requests ([`control`], [`requests`]), for processes that end ([`reaper`])
-//!    and for bytes to carry ([`stream`]);
-//! 3. [`container`] makes containers: it clones a child into new namespaces and a cgroup, and the child sets
+//! 1. `boot` makes the descriptors, dials the host, says hello, and mounts what a guest needs;
+//! 2. `serve` waits for the host's requests (`control`, `requests`), for processes that end (`reaper`)
+//!    and for bytes to carry (`stream`);
+//! 3. `container` makes containers: it clones a child into new namespaces and a cgroup, and the child sets
 //!    itself up and executes the workload;
-//! 4. [`power`] ends the machine: on request, when the host is gone, and when the agent itself fails.
+//! 4. `power` ends the machine: on request, when the host is gone, and when the agent itself fails.
 //!
 //! One thread is not only simple, it makes `clone` without `exec` sound: the child of a process with one thread
 //! may allocate and call anything, so no second copy of the program has to be loaded to set a container up.
