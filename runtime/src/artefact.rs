@@ -23,7 +23,9 @@ pub enum Artefact {
 #[derive(Debug, thiserror::Error)]
 pub enum ArtefactError {
     /// It is nowhere.
-    #[error("the {what} is in none of its places ({places}): build it with `make`, install it with `make install`, or name it with {variable}")]
+    #[error(
+        "the {what} is in none of its places ({places}): build it with `make`, install it with `make install`, or name it with {variable}"
+    )]
     Missing {
         /// What it is.
         what: &'static str,
@@ -120,11 +122,14 @@ impl Artefact {
         for place in places {
             match self.check(place) {
                 Ok(()) => return Ok(absolute(place.clone())),
-                Err(CheckError::Wrong(why)) => return Err(ArtefactError::Wrong { what, path: place.clone(), why }),
+                Err(CheckError::Wrong(why)) => {
+                    return Err(ArtefactError::Wrong { what, path: place.clone(), why });
+                }
                 Err(CheckError::Io(_)) => {}
             }
         }
-        let places = places.iter().map(|p| absolute(p.clone()).display().to_string()).collect::<Vec<_>>().join(", ");
+        let places =
+            places.iter().map(|p| absolute(p.clone()).display().to_string()).collect::<Vec<_>>().join(", ");
         Err(ArtefactError::Missing { what, places, variable })
     }
 

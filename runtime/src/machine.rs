@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sandbox_vmm_api::{EVENT_FD, VmConfig, VmEvent};
@@ -29,6 +30,9 @@ const LOG_LINES: usize = 12;
 
 /// The most bytes of a line of the machine's log.
 const MAX_LOG_LINE_BYTES: u64 = 4096;
+
+/// How long the log of a dead machine may take to come to its end.
+const LOG_TIME: Duration = Duration::from_secs(1);
 
 /// How long a machine may take to stop before it is killed.
 const STOP_TIME: Duration = Duration::from_secs(3);
@@ -57,11 +61,17 @@ pub struct Machine {
     pidfd: OwnedFd,
     events: UnixStream,
     log: Arc<Mutex<VecDeque<String>>>,
+    logger: Option<JoinHandle<()>>,
 }
 
 impl Machine {
     /// Starts the process. What it reports arrives as [`Event::Machine`], its end as [`Event::MachineGone`].
-    pub fn start(program: &Path, config: &VmConfig, log_to: LogTo, events: &Sender) -> Result<Self, MachineError> {
+    pub fn start(
+        program: &Path,
+        config: &VmConfig,
+        log_to: LogTo,
+        events: &Sender,
+    ) -> Result<Self, MachineError> {
         Self::spawn(program, config, log_to, events)
             .map_err(|error| MachineError { program: program.into(), error })
     }
@@ -82,16 +92,14 @@ impl Machine {
             }
         };
         // From here on dropping ends the process.
-        let machine = Self { child, pidfd, events: ours, log: Arc::default() };
+        let mut machine = Self { child, pidfd, events: ours, log: Arc::default(), logger: None };
         let log = Arc::clone(&machine.log);
-        let logger = thread::spawn("machine-log", move || {
+        machine.logger = Some(thread::spawn("machine-log", move || {
             stderr.into_iter().for_each(|stderr| keep_log(stderr, &log, log_to));
-        })?;
+        })?);
         let (reports, sender) = (machine.events.try_clone()?, sender.clone());
         thread::spawn("machine-events", move || {
             read_events(reports, &sender);
-            // Its last words are in the log before its end is told.
-            let _ = logger.join();
             let _ = sender.send(Event::MachineGone);
         })?;
         Ok(machine)
@@ -109,7 +117,9 @@ impl Machine {
 
     /// How a machine that reported nothing ended: its status, and the end of its log.
     pub fn last_words(&mut self) -> String {
+        let _ = self.events.shutdown(Shutdown::Both);
         self.wait(Instant::now() + STOP_TIME);
+        self.wait_for_log();
         let status = match self.child.try_wait() {
             Ok(Some(status)) => status.to_string(),
             Ok(None) => "it closed its connection".into(),
@@ -117,6 +127,14 @@ impl Machine {
         };
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().fold(status, |words, line| format!("{words}\n  {line}"))
+    }
+
+    /// Until the log has been read to its end, or somebody has kept it open for too long.
+    fn wait_for_log(&self) {
+        let deadline = Instant::now() + LOG_TIME;
+        while self.logger.as_ref().is_some_and(|logger| !logger.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn end(&mut self) {

@@ -20,7 +20,8 @@ impl FromStr for Size {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let error = || QuantityError { what: "size", text: text.into(), examples: "`512M`, `1.5G` or `65536`" };
+        let error =
+            || QuantityError { what: "size", text: text.into(), examples: "`512M`, `1.5G` or `65536`" };
         let (number, unit) = split_unit(text);
         let shift = match unit.to_ascii_lowercase().as_str() {
             "" | "b" => 0,
@@ -47,7 +48,8 @@ impl FromStr for Span {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let error = || QuantityError { what: "duration", text: text.into(), examples: "`10s`, `1m30s` or `500ms`" };
+        let error =
+            || QuantityError { what: "duration", text: text.into(), examples: "`10s`, `1m30s` or `500ms`" };
         let mut rest = text;
         let mut seconds = 0.0;
         while !rest.is_empty() {
@@ -129,7 +131,9 @@ mod tests {
 
     #[test]
     fn durations_add_up() {
-        for (text, millis) in [("10", 10_000), ("1.5s", 1500), ("500ms", 500), ("1m30s", 90_000), ("2h", 7_200_000)] {
+        for (text, millis) in
+            [("10", 10_000), ("1.5s", 1500), ("500ms", 500), ("1m30s", 90_000), ("2h", 7_200_000)]
+        {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(millis))), "{text}");
         }
     }

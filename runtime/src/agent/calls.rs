@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -30,9 +31,10 @@ pub enum CallsError {
     UnknownAnswer(u64),
 }
 
-/// The requests to one agent. `T` is what the asker wants to remember until the answer comes.
+/// The requests to one agent; dropping them ends its connection. `T` is what the asker wants to remember until the answer comes.
 #[derive(Debug)]
 pub struct Calls<T> {
+    connection: UnixStream,
     queue: SyncSender<Request>,
     unanswered: HashMap<u64, T>,
     next_id: u64,
@@ -42,8 +44,9 @@ impl<T> Calls<T> {
     /// Makes requests over a connection. A write that fails arrives as [`Event::AgentLost`].
     pub fn over(connection: UnixStream, sender: Sender) -> io::Result<Self> {
         let (queue, requests) = sync_channel(QUEUE_LENGTH);
-        thread::spawn("agent-calls", move || write(connection, &requests, &sender))?;
-        Ok(Self { queue, unanswered: HashMap::new(), next_id: 1 })
+        let writer = connection.try_clone()?;
+        thread::spawn("agent-calls", move || write(writer, &requests, &sender))?;
+        Ok(Self { connection, queue, unanswered: HashMap::new(), next_id: 1 })
     }
 
     /// Asks for something.
@@ -62,6 +65,13 @@ impl<T> Calls<T> {
     pub fn answered(&mut self, reply: Reply) -> Result<(T, Outcome), CallsError> {
         let remembered = self.unanswered.remove(&reply.id).ok_or(CallsError::UnknownAnswer(reply.id))?;
         Ok((remembered, reply.outcome))
+    }
+}
+
+impl<T> Drop for Calls<T> {
+    fn drop(&mut self) {
+        // The threads that read and write it hold it as well.
+        let _ = self.connection.shutdown(Shutdown::Both);
     }
 }
 

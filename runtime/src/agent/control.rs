@@ -1,14 +1,14 @@
 //! The control connection, guest to host.
 
 use std::io::Read;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use sandbox_protocol::frame::{self, FrameError};
 use sandbox_protocol::{FromAgent, Hello, MAX_TO_HOST_BYTES, VERSION};
 
-use super::ListenError;
+use super::{ListenError, Listening};
 use crate::sandbox::{Event, Sender};
 use crate::thread;
 
@@ -17,9 +17,9 @@ const HELLO_TIME: Duration = Duration::from_secs(10);
 
 /// Waits for the agent on a socket, in a thread of its own. The first connection is the agent's; its end is the
 /// end of the sandbox, and there is no second.
-pub fn listen_for_agent(path: &Path, sender: Sender) -> Result<(), ListenError> {
+pub fn listen_for_agent(path: &Path, sender: Sender) -> Result<Listening, ListenError> {
     let error = |error| ListenError { path: path.into(), error };
-    let listener = UnixListener::bind(path).map_err(error)?;
+    let (listening, listener) = Listening::on(path)?;
     let body = move || {
         let lost = match listener.accept() {
             Ok((connection, _)) => {
@@ -31,7 +31,7 @@ pub fn listen_for_agent(path: &Path, sender: Sender) -> Result<(), ListenError> 
         let _ = sender.send(Event::AgentLost(lost));
     };
     thread::spawn("agent", body).map_err(error)?;
-    Ok(())
+    Ok(listening)
 }
 
 /// Turns what the agent sends into events. Returns why it ended.
@@ -138,7 +138,9 @@ mod tests {
         assert!(lost(&[1, 0]).contains("in the middle"));
         assert!(lost(&u32::MAX.to_le_bytes()).contains("over the limit"));
         assert!(lost(&framed("{")).contains("not what was expected"));
-        assert!(lost(&[framed(HELLO), framed(r#"{"kind": "order"}"#)].concat()).contains("not what was expected"));
+        assert!(
+            lost(&[framed(HELLO), framed(r#"{"kind": "order"}"#)].concat()).contains("not what was expected")
+        );
         assert!(lost(&[framed(HELLO), vec![255, 255, 255, 0]].concat()).contains("over the limit"));
         assert!(lost(&[framed(HELLO), vec![9, 0, 0, 0, b'{']].concat()).contains("in the middle"));
     }

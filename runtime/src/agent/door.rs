@@ -1,12 +1,12 @@
 //! Where the guest dials for the streams of its processes.
 
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use sandbox_protocol::{MAX_STREAM_HELLO_BYTES, StreamHello, frame};
 
-use super::ListenError;
+use super::{ListenError, Listening};
 use crate::sandbox::{Event, Sender};
 use crate::thread;
 
@@ -16,9 +16,9 @@ const HELLO_TIME: Duration = Duration::from_secs(5);
 
 /// Waits for stream connections, in a thread of its own. A connection that says nothing sensible is closed;
 /// whether one that does is wanted is the driver's to say.
-pub fn listen_for_streams(path: &Path, sender: Sender) -> Result<(), ListenError> {
+pub fn listen_for_streams(path: &Path, sender: Sender) -> Result<Listening, ListenError> {
     let error = |error| ListenError { path: path.into(), error };
-    let listener = UnixListener::bind(path).map_err(error)?;
+    let (listening, listener) = Listening::on(path)?;
     let body = move || {
         for connection in listener.incoming().map_while(Result::ok) {
             let Some((hello, connection)) = admit(connection) else { continue };
@@ -28,7 +28,7 @@ pub fn listen_for_streams(path: &Path, sender: Sender) -> Result<(), ListenError
         }
     };
     thread::spawn("streams", body).map_err(error)?;
-    Ok(())
+    Ok(listening)
 }
 
 fn admit(mut connection: UnixStream) -> Option<(StreamHello, UnixStream)> {
@@ -58,7 +58,10 @@ mod tests {
         let json = r#"{"container": "c", "stream": "stdout"}"#;
         let bytes = [&(json.len() as u32).to_le_bytes(), json.as_bytes(), b"data"].concat();
         let (hello, mut rest) = admitted(&bytes).unwrap();
-        assert_eq!(hello, StreamHello { container: "c".into(), process: String::new(), stream: Stream::Stdout });
+        assert_eq!(
+            hello,
+            StreamHello { container: "c".into(), process: String::new(), stream: Stream::Stdout }
+        );
         let mut data = String::new();
         rest.read_to_string(&mut data).unwrap();
         assert_eq!(data, "data");

@@ -121,7 +121,12 @@ fn cgroups() -> Item {
         "none"
     };
     // The guest has cgroups of its own, in which the container's limits are set.
-    Item { name: "host cgroups", verdict: Verdict::Ok, finding: format!("{finding}; not needed"), remedy: None }
+    Item {
+        name: "host cgroups",
+        verdict: Verdict::Ok,
+        finding: format!("{finding}; not needed"),
+        remedy: None,
+    }
 }
 
 fn artefact(name: &'static str, artefact: Artefact) -> Item {

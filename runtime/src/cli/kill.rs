@@ -20,7 +20,10 @@ pub struct Args {
 /// Sends a signal to a sandbox's process.
 pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
     let signal = number(&args.signal).ok_or_else(|| {
-        Error::Usage(format!("`{}` is no signal: write a name such as TERM or a number from 1 to 64", args.signal))
+        Error::Usage(format!(
+            "`{}` is no signal: write a name such as TERM or a number from 1 to 64",
+            args.signal
+        ))
     })?;
     let directory = find(&global.root(), &args.id)?;
     monitor::ask(&monitor::socket_of(&directory), &Request::Signal { signal })?;

@@ -20,7 +20,8 @@ use crate::{client, exit};
 /// The guest's context id. Each machine has a vsock device of its own, so that all can have the same.
 const GUEST_CID: u32 = 3;
 
-const OUT_OF_MEMORY: &str = "the container reached its memory limit and a process in it was killed: --memory SIZE gives more";
+const OUT_OF_MEMORY: &str =
+    "the container reached its memory limit and a process in it was killed: --memory SIZE gives more";
 
 /// The arguments of `sandbox run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -148,7 +149,13 @@ fn prepare(args: &Args, global: &Global, log: &Log) -> Result<Plan, Error> {
         id,
         bundle: bundle.path().into(),
         root,
-        annotations: bundle.spec().annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        annotations: bundle
+            .spec()
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
         vmm,
         machine,
         create,

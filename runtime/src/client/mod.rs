@@ -101,7 +101,9 @@ impl Watch<'_> {
                 match rustix::event::poll(&mut ready, None) {
                     Ok(_) => {}
                     Err(rustix::io::Errno::INTR) => continue,
-                    Err(error) => return Err(ClientError::Host { step: "wait for the monitor", error: error.into() }),
+                    Err(error) => {
+                        return Err(ClientError::Host { step: "wait for the monitor", error: error.into() });
+                    }
                 }
                 let [signal, message] = ready.map(|source| !source.revents().is_empty());
                 (signal, message)

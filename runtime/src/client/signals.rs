@@ -27,7 +27,8 @@ impl Signals {
     pub fn block() -> std::io::Result<Self> {
         let ignored = ignored();
         let mut read = SigSet::empty();
-        let wanted = FORWARDED.into_iter().filter(|s| *s != Signal::SIGHUP || !ignored.contains(Signal::SIGHUP));
+        let wanted =
+            FORWARDED.into_iter().filter(|s| *s != Signal::SIGHUP || !ignored.contains(Signal::SIGHUP));
         for signal in wanted.chain([Signal::SIGWINCH]) {
             read.add(signal);
         }

@@ -38,7 +38,7 @@ impl Booted {
             vec![("kernel".into(), hello.kernel_micros), ("agent".into(), hello.agent_micros)],
         );
         let mut ready = Ready::new(self, connection, inbox)?;
-        ready.ask(configure()?, "be configured", inbox)?;
+        ready.ask(configure()?, "take its configuration", inbox)?;
         timeline.mark("configure guest");
         Ok(ready)
     }
@@ -75,6 +75,7 @@ impl Booted {
                 self.hello = Some((hello.clone(), connection.try_clone().map_err(thread_error)?));
                 Ok(Event::AgentReady(hello, connection))
             }
+            Event::Agent(_) => Err(Error::Protocol("its agent speaks before it is asked anything")),
             event => Ok(event),
         }
     }
@@ -96,7 +97,9 @@ impl Booted {
         let deadline = Instant::now() + MOMENT;
         loop {
             match inbox.next(Some(deadline))? {
-                Event::Machine(VmEvent::Exited { reason }) => return Some(Error::MachineEnded { reason, before }),
+                Event::Machine(VmEvent::Exited { reason }) => {
+                    return Some(Error::MachineEnded { reason, before });
+                }
                 Event::MachineGone => return Some(Error::MachineDied(self.machine.last_words())),
                 _ => {}
             }

@@ -173,7 +173,9 @@ fn describe(reason: &ExitReason, before: &str) -> String {
     match reason {
         ExitReason::PowerOff => format!("the guest powered itself off before {before}"),
         ExitReason::Reset => format!("the guest reset itself before {before}"),
-        ExitReason::TripleFault => "the guest's CPU gave up (triple fault): the guest kernel is broken or was broken".into(),
+        ExitReason::TripleFault => {
+            "the guest's CPU gave up (triple fault): the guest kernel is broken or was broken".into()
+        }
         ExitReason::Panic { console } => {
             let lines: String = console.iter().map(|line| format!("\n  {}", printable(line))).collect();
             format!("the guest kernel panicked; its last words:{lines}")

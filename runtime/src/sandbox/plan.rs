@@ -56,6 +56,7 @@ impl Plan {
 
     /// Whether the guest can change anything on the host that it has to sync before its power goes.
     pub fn writes_to_host(&self) -> bool {
-        self.machine.shares.iter().any(|share| !share.read_only) || self.machine.disks.iter().any(|d| !d.read_only)
+        self.machine.shares.iter().any(|share| !share.read_only)
+            || self.machine.disks.iter().any(|d| !d.read_only)
     }
 }

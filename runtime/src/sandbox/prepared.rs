@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use sandbox_vmm_api::{MachineKind, VmEvent};
 
 use super::{Booted, Error, Event, Inbox, Plan, Request, Watcher};
-use crate::agent;
+use crate::agent::{self, Listening};
 use crate::machine::{LogTo, Machine};
 use crate::state::{OCI_VERSION, Record, StateDir, StateError, Status, Transition, rfc3339};
 use crate::timings::Timeline;
@@ -17,6 +17,7 @@ use crate::timings::Timeline;
 pub struct Prepared {
     pub(super) plan: Plan,
     pub(super) record: Record,
+    _listening: [Listening; 2],
     // Last, so that the directory is removed after everything that has a socket in it.
     pub(super) directory: StateDir,
 }
@@ -35,19 +36,9 @@ impl Prepared {
             machine: None,
             machine_pid: None,
         };
-        let prepared = Self { plan, record, directory };
-        prepared.directory.write(&prepared.record)?;
-        prepared.listen(inbox)?;
-        Ok(prepared)
-    }
-
-    fn listen(&self, inbox: &Inbox) -> Result<(), Error> {
-        let paths = self.directory.paths();
-        let path = paths.vsock_directory();
-        DirBuilder::new().mode(0o700).create(&path).map_err(|error| StateError::Make { path, error })?;
-        agent::listen_for_agent(&paths.agent_socket(), inbox.sender())?;
-        agent::listen_for_streams(&paths.stream_socket(), inbox.sender())?;
-        Ok(())
+        directory.write(&record)?;
+        let listening = listen(&directory, inbox)?;
+        Ok(Self { plan, record, _listening: listening, directory })
     }
 
     /// Starts the machine and waits until it runs.
@@ -78,6 +69,16 @@ impl Prepared {
         self.directory.write(&self.record)?;
         Ok(())
     }
+}
+
+fn listen(directory: &StateDir, inbox: &Inbox) -> Result<[Listening; 2], Error> {
+    let paths = directory.paths();
+    let path = paths.vsock_directory();
+    DirBuilder::new().mode(0o700).create(&path).map_err(|error| StateError::Make { path, error })?;
+    Ok([
+        agent::listen_for_agent(&paths.agent_socket(), inbox.sender())?,
+        agent::listen_for_streams(&paths.stream_socket(), inbox.sender())?,
+    ])
 }
 
 impl Booted {

@@ -160,7 +160,9 @@ impl Ready {
             Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded { reason, before: END }),
             Event::Machine(VmEvent::Running { .. }) => Ok(()),
             Event::MachineGone => Err(Error::MachineDied(self.booted.machine.last_words())),
-            Event::AgentLost(why) => Err(self.booted.machine_ended(inbox, END).unwrap_or(Error::AgentLost(why))),
+            Event::AgentLost(why) => {
+                Err(self.booted.machine_ended(inbox, END).unwrap_or(Error::AgentLost(why)))
+            }
             Event::AgentReady(..) => Err(Error::Protocol("its agent said hello twice")),
             Event::Agent(message) => self.heard(message),
             Event::StreamOpened(hello, connection) => self.streams.opened(&hello, connection),

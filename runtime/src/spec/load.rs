@@ -95,7 +95,10 @@ fn read(path: &Path) -> Result<Vec<u8>, SpecError> {
 
 fn check_version(config: &Value) -> Result<(), SpecError> {
     if !config.is_object() {
-        return Err(SpecError::Value { path: ".".into(), why: "the configuration is not a JSON object".into() });
+        return Err(SpecError::Value {
+            path: ".".into(),
+            why: "the configuration is not a JSON object".into(),
+        });
     }
     let version = match config.get("ociVersion") {
         Some(Value::String(version)) => version,
@@ -152,9 +155,15 @@ mod tests {
             ("{}", "`ociVersion`: it is missing"),
             (r#"{"ociVersion": "2.0.0"}"#, "`2.0.0` is not supported"),
             (r#"{"ociVersion": 1}"#, "`1` is not supported"),
-            (r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "args": "sh"}}"#, "`process.args`: invalid type"),
+            (
+                r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "args": "sh"}}"#,
+                "`process.args`: invalid type",
+            ),
             (r#"{"ociVersion": "1.0.2", "process": {"args": ["sh"]}}"#, "missing field `cwd`"),
-            (r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "capabilities": {"bounding": ["CAP_X"]}}}"#, "bounding"),
+            (
+                r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "capabilities": {"bounding": ["CAP_X"]}}}"#,
+                "bounding",
+            ),
         ] {
             let message = load(config).unwrap_err();
             assert!(message.contains(wanted), "{config}: {message}");

@@ -119,7 +119,9 @@ pub enum SpecError {
         why: String,
     },
     /// A process cannot live in so little memory.
-    #[error("a memory limit of {bytes} bytes is too small to run anything in: give at least {min_mib} MiB (--memory {min_mib}M, or linux.resources.memory.limit)")]
+    #[error(
+        "a memory limit of {bytes} bytes is too small to run anything in: give at least {min_mib} MiB (--memory {min_mib}M, or linux.resources.memory.limit)"
+    )]
     MemoryTooSmall {
         /// The limit.
         bytes: u64,

@@ -168,7 +168,8 @@ mod tests {
             (json!(null), "it is missing"),
         ] {
             let mounts = json!([{"destination": "/a", "type": "bind", "source": source}]);
-            let message = Case::new(json!({"path": "rootfs"}), mounts).guest(RootWrites::Overlay).unwrap_err();
+            let message =
+                Case::new(json!({"path": "rootfs"}), mounts).guest(RootWrites::Overlay).unwrap_err();
             let message = message.to_string();
             assert!(message.contains("`mounts[0].source`") && message.contains(wanted), "{message}");
         }

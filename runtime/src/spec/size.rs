@@ -42,7 +42,8 @@ impl MachineSize {
 /// Guest memory for a container: its limit plus the stated overhead.
 fn memory_mib(memory: Option<&LinuxMemory>) -> Result<u32, SpecError> {
     // -1 and 0 are how engines write "no limit".
-    let Some(limit) = memory.and_then(|m| m.limit()).and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0) else {
+    let Some(limit) = memory.and_then(|m| m.limit()).and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0)
+    else {
         return Ok(DEFAULT_MEMORY_MIB);
     };
     let limit_mib = limit.div_ceil(1 << 20);
@@ -85,7 +86,8 @@ fn cpus_for_quota(cpu: &LinuxCpu) -> Option<u64> {
 /// One more than the highest CPU of a list such as `0-3,7`.
 fn cpus_for_list(list: &str) -> Result<u64, SpecError> {
     let highest = |part: &str| part.rsplit('-').next()?.trim().parse::<u32>().ok();
-    let highest = list.split(',').map(highest).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+    let highest =
+        list.split(',').map(highest).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
     highest.map(|cpu| u64::from(cpu) + 1).ok_or_else(|| SpecError::Value {
         path: "linux.resources.cpu.cpus".into(),
         why: format!("`{list}` is no list of CPUs such as `0-3,7`"),
@@ -107,7 +109,10 @@ mod tests {
     fn without_limits_there_are_defaults() {
         let defaults = MachineSize { memory_mib: DEFAULT_MEMORY_MIB, vcpus: DEFAULT_VCPUS };
         assert_eq!(size(json!({})).unwrap(), defaults);
-        assert_eq!(size(json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 100000}})).unwrap(), defaults);
+        assert_eq!(
+            size(json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 100000}})).unwrap(),
+            defaults
+        );
     }
 
     #[test]
@@ -121,7 +126,10 @@ mod tests {
     fn memory_that_no_machine_can_have_is_refused() {
         assert!(matches!(size(json!({"memory": {"limit": 4096}})), Err(SpecError::MemoryTooSmall { .. })));
         for limit in [1i64 << 40, i64::MAX] {
-            assert!(matches!(size(json!({"memory": {"limit": limit}})), Err(SpecError::MemoryTooLarge { .. })));
+            assert!(matches!(
+                size(json!({"memory": {"limit": limit}})),
+                Err(SpecError::MemoryTooLarge { .. })
+            ));
         }
     }
 

@@ -14,7 +14,8 @@ const MOUNT_TYPES: [&str; 9] =
 
 /// Checks a configuration. Returns the directory of the root file system.
 pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
-    let process = spec.process().as_ref().ok_or_else(|| value("process", "it is missing: there is nothing to run"))?;
+    let process =
+        spec.process().as_ref().ok_or_else(|| value("process", "it is missing: there is nothing to run"))?;
     check_process(process)?;
     check_namespaces(spec)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -86,7 +87,8 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), SpecError> {
 }
 
 fn root(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
-    let root = spec.root().as_ref().ok_or_else(|| value("root", "it is missing: there is no root file system"))?;
+    let root =
+        spec.root().as_ref().ok_or_else(|| value("root", "it is missing: there is no root file system"))?;
     let path = bundle.join(root.path());
     let real = path
         .canonicalize()

@@ -36,7 +36,8 @@ impl Place {
     fn has_fields_below(&self) -> bool {
         let below = |path: &str| {
             let rest = path.strip_prefix(self.pattern.as_str());
-            self.pattern.is_empty() || rest.is_some_and(|rest| rest.starts_with('.') || rest.starts_with("[]"))
+            self.pattern.is_empty()
+                || rest.is_some_and(|rest| rest.starts_with('.') || rest.starts_with("[]"))
         };
         FIELDS.iter().any(|field| below(field.path))
     }
@@ -106,7 +107,10 @@ mod tests {
         let message = error(json!({"process": {"arg": ["sh"]}}));
         assert!(message.contains("`process.arg`") && message.contains("`process.args`"), "{message}");
         let message = error(json!({"mounts": [{"destination": "/a"}, {"option": []}]}));
-        assert!(message.contains("`mounts[1].option`") && message.contains("`mounts[].options`"), "{message}");
+        assert!(
+            message.contains("`mounts[1].option`") && message.contains("`mounts[].options`"),
+            "{message}"
+        );
         let message = error(json!({"Linux": {}}));
         assert!(message.contains("`Linux`") && message.contains("`linux`"), "{message}");
         let message = error(json!({"bogus": 1}));
@@ -135,7 +139,8 @@ mod tests {
 
     #[test]
     fn map_keys_may_have_points() {
-        check(&json!({"linux": {"sysctl": {"net.ipv4.ip_forward": "1"}}, "annotations": {"a.b/c": "d"}})).unwrap();
+        check(&json!({"linux": {"sysctl": {"net.ipv4.ip_forward": "1"}}, "annotations": {"a.b/c": "d"}}))
+            .unwrap();
     }
 
     /// A configuration in which only the field at `path` has a value.

@@ -19,7 +19,9 @@ pub use status::{Refused, Status, Transition};
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A live sandbox has the id.
-    #[error("the id `{id}` is in use by another sandbox: choose another with --id, or end that one with `sandbox kill {id} KILL`")]
+    #[error(
+        "the id `{id}` is in use by another sandbox: choose another with --id, or end that one with `sandbox kill {id} KILL`"
+    )]
     InUse {
         /// The id.
         id: SandboxId,

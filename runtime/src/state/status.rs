@@ -59,7 +59,9 @@ impl Status {
             (Self::Created, Transition::Started) => Ok(Self::Running),
             (Self::Running, Transition::Paused) => Ok(Self::Paused),
             (Self::Paused, Transition::Resumed) => Ok(Self::Running),
-            (Self::Creating | Self::Created | Self::Running | Self::Paused, Transition::Ended) => Ok(Self::Stopped),
+            (Self::Creating | Self::Created | Self::Running | Self::Paused, Transition::Ended) => {
+                Ok(Self::Stopped)
+            }
             (from, transition) => Err(Refused { from, transition }),
         }
     }
@@ -94,8 +96,13 @@ mod tests {
     use super::*;
 
     const STATES: [Status; 5] = [Creating, Created, Running, Paused, Stopped];
-    const TRANSITIONS: [Transition; 5] =
-        [Transition::Created, Transition::Started, Transition::Paused, Transition::Resumed, Transition::Ended];
+    const TRANSITIONS: [Transition; 5] = [
+        Transition::Created,
+        Transition::Started,
+        Transition::Paused,
+        Transition::Resumed,
+        Transition::Ended,
+    ];
 
     #[test]
     fn every_pair_is_as_drawn() {
