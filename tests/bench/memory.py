@@ -58,7 +58,8 @@ try:
     guest = sum(resident for size, resident, _ in processes[vmm] if size >= GUEST_MEMORY_KIB)
     whole = sum(proportional for maps in processes.values() for _, _, proportional in maps)
 finally:
-    sandbox.terminate()
+    # A sandbox ends with its caller; `sleep`, first process of its namespace, would ignore a polite signal.
+    sandbox.kill()
     sandbox.wait()
 figures.report("VMM resident outside guest memory", own / 1024, "MiB", 5)
 figures.report("guest memory resident", guest / 1024, "MiB")

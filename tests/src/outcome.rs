@@ -62,7 +62,7 @@ impl Outcome {
         for word in words {
             assert!(this.err().contains(word), "standard error does not mention {word:?}\n{this}");
         }
-        assert!(!this.err().contains("panicked"), "the runtime panicked\n{this}");
+        assert!(!this.err().contains("panicked at"), "the runtime panicked\n{this}");
         this
     }
 

@@ -215,7 +215,7 @@ fn the_share_shows_its_entries_and_read_only_holds_on_the_host() {
     assert_eq!(ask(&machine, "try-writes /mnt/top/fixed"), "all refused");
     let through = ask(&machine, "try-writes /mnt/top/free");
     assert!(
-        through.contains("FAILED") && through.contains("create") && through.contains("rename"),
+        through.contains("FAILED") && through.contains("create") && through.contains("unlink"),
         "{through}"
     );
     let made_outside = ask(&machine, "try-writes /mnt");
@@ -245,11 +245,16 @@ fn the_control_socket_tells_holds_and_resumes() {
 #[test]
 fn the_control_socket_answers_nonsense_with_an_error() {
     let machine = waiting(|_, _| {});
-    for line in ["", "{}", "nonsense", "{\"op\":\"frob\"}", &"x".repeat(100_000)] {
+    for line in ["", "{}", "nonsense", "{\"op\":\"frob\"}"] {
         let answer = machine.control_line(line);
         let reply: ControlReply = serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
         assert!(matches!(reply, ControlReply::Error { .. }), "{reply:?}");
     }
+    // A line without an end is cut off; the answer may be lost with the connection.
+    let mut endless = UnixStream::connect(&machine.plan.config.control_socket).unwrap();
+    endless.set_write_timeout(Some(patience())).unwrap();
+    let chunk = [b'x'; 4096];
+    while std::io::Write::write(&mut endless, &chunk).is_ok_and(|n| n > 0) {}
     // A client that connects and says nothing does not keep others out.
     let _silent = UnixStream::connect(&machine.plan.config.control_socket).unwrap();
     assert!(matches!(machine.control(ControlRequest::State), ControlReply::State { .. }));
