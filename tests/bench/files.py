@@ -37,15 +37,16 @@ QEMU_INIT = """#!/bin/sh
 mount -t proc proc /proc
 mount -t virtiofs share /share
 sh /work.sh /share/data
-echo -n '*' >/share/done
+echo done >/share/done
 sync
 sleep 1000
 """
 
 
 def make_bundle(directory):
-    """A copy of the lab's busybox bundle with the files to work on in /data."""
-    shutil.copytree("bundle", directory, symlinks=True)
+    """The lab's busybox bundle with the files to work on in /data."""
+    # `cp -a` keeps busybox's many names one file, which copytree would not.
+    subprocess.run(["cp", "-a", "bundle", directory], check=True)
     data = pathlib.Path(directory, "rootfs/data")
     data.mkdir()
     with open(data / "large", "wb") as large:
@@ -86,9 +87,11 @@ def in_sandbox(bundle):
 def make_initramfs(bundle, path):
     """An initramfs with the bundle's busybox and the work."""
     with tempfile.TemporaryDirectory() as root:
-        shutil.copytree(f"{bundle}/rootfs/bin", f"{root}/bin", symlinks=True)
-        for name in ("proc", "share", "dev"):
+        for name in ("bin", "dev", "proc", "share"):
             os.mkdir(f"{root}/{name}")
+        shutil.copy2(f"{bundle}/rootfs/bin/busybox", f"{root}/bin/busybox")
+        for name in ("cat", "mount", "sh", "sleep", "sync", "tar"):
+            os.symlink("busybox", f"{root}/bin/{name}")
         pathlib.Path(root, "work.sh").write_text(WORK)
         pathlib.Path(root, "init").write_text(QEMU_INIT)
         os.chmod(f"{root}/init", 0o755)
