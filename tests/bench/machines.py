@@ -84,7 +84,7 @@ def sandbox_vmm():
 
 
 # The words of our own VMM that have to do with speed, less those about devices that only it has.
-QEMU_WORDS = "panic=-1 reboot=t random.trust_cpu=on quiet 8250.nr_uarts=0"
+QEMU_WORDS = "panic=-1 reboot=t random.trust_cpu=on quiet noreplace-smp 8250.nr_uarts=0"
 
 
 def qemu(cid):
