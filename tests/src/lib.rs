@@ -6,7 +6,7 @@
 //! sandbox("cpus").option("--cpus", "2").run(["nproc"]).expect_stdout("2\n");
 //! ```
 //!
-//! [`sandbox`] makes a bundle with a busybox root and a private state directory; [`Sandbox::run`] runs
+//! [`sandbox()`] makes a bundle with a busybox root and a private state directory; [`Sandbox::run`] runs
 //! `sandbox run` and waits, [`Sandbox::spawn`] and [`Sandbox::terminal`] leave it running. When the sandbox is
 //! dropped, [`leaks`] checks that nothing of it is left on the host. [`vmm`] drives `sandbox-vmm` alone.
 //!

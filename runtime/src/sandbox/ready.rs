@@ -199,11 +199,11 @@ impl Ready {
     }
 
     fn requested(&mut self, request: Request, asker: Option<SyncSender<Answer>>) -> Result<(), Error> {
-        if self.booted.prepared.record.status != Status::Running {
-            if let Some(signal) = cancels(request) {
-                reply(asker, Answer::Done);
-                return Err(Error::Cancelled(signal));
-            }
+        if self.booted.prepared.record.status != Status::Running
+            && let Some(signal) = cancels(request)
+        {
+            reply(asker, Answer::Done);
+            return Err(Error::Cancelled(signal));
         }
         let (container, process) = (self.container(), String::new());
         let call = match request {
