@@ -101,8 +101,23 @@ impl Terminal {
     /// When that takes longer than [`patience`].
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
+        self.wait_until(text, |seen| seen.contains(text));
+    }
+
+    /// Waits until `text` is the last that was written to the terminal.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than [`patience`].
+    #[track_caller]
+    pub fn wait_for_last(&self, text: &str) {
+        self.wait_until(text, |seen| seen.ends_with(text));
+    }
+
+    #[track_caller]
+    fn wait_until(&self, text: &str, appeared: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + patience();
-        while !self.seen().contains(text) {
+        while !appeared(&self.seen()) {
             assert!(Instant::now() < deadline, "{text:?} did not appear on the terminal: {:?}", self.seen());
             std::thread::sleep(POLL);
         }

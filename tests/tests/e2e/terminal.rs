@@ -59,7 +59,8 @@ fn an_interactive_shell_has_job_control_and_ends_at_control_d() {
     // A shell with a stopped job would not end at the first word, so the job has to be seen dead; and Control-D is
     // a key of the shell's only at its prompt.
     terminal.type_keys("kill -9 %1; wait %1; echo dead-$((1+1)); (exit 11)\r");
-    terminal.wait_for("dead-2\r\n/ # ");
+    terminal.wait_for("dead-2");
+    terminal.wait_for_last("/ # \x1b[6n");
     terminal.type_keys("\x04");
     assert_eq!(terminal.wait(), 11);
     assert!(!terminal.seen().contains("job control turned off"), "{:?}", terminal.seen());
