@@ -56,10 +56,12 @@ fn an_interactive_shell_has_job_control_and_ends_at_control_d() {
     terminal.wait_for("go\r\n");
     // The key does nothing until `sleep` has the terminal.
     terminal.type_keys_until("\x1a", "Stopped");
-    // A shell with a stopped job would not end at the first word, so the job has to be seen dead; and Control-D is
-    // a key of the shell's only at its prompt.
-    terminal.type_keys("kill -9 %1; wait %1; echo dead-$((1+1)); (exit 11)\r");
-    terminal.wait_for("dead-2");
+    // Back in the foreground, the job is interrupted, and the shell reads on.
+    terminal.type_keys("fg\r");
+    terminal.type_keys_until("\x03echo back-$((1+1))\r", "back-2");
+    // Control-D is a key of the shell's only at its prompt.
+    terminal.type_keys("echo last-$((2+2)); (exit 11)\r");
+    terminal.wait_for("last-4");
     terminal.wait_for_last("/ # \x1b[6n");
     terminal.type_keys("\x04");
     assert_eq!(terminal.wait(), 11);
