@@ -49,6 +49,10 @@ const VALID_FOR: Duration = Duration::from_secs(1);
 /// The size of a queue: a request of 1 MiB, the largest there is, takes 256 buffers and its headers.
 pub const QUEUE_SIZE: u16 = 1024;
 
+/// The descriptors that a share is given where the host allows it. Distributions' hard limits start at 4096, which
+/// one directory of a guest can use up.
+const WANTED_DESCRIPTORS: u64 = 1_000_000;
+
 /// Descriptors that the guest's named files leave for its files without a name, for its connections, and for the
 /// rest of the process; at most half of all.
 const RESERVED_DESCRIPTORS: u64 = 4096;
@@ -323,11 +327,19 @@ fn config_space(tag: &str) -> Result<[u8; CONFIG_BYTES], Error> {
     Ok(config)
 }
 
-/// Every inode that the guest knows holds a descriptor: allows as many as the host does; returns that number.
+/// Every inode that the guest knows holds a descriptor: allows [`WANTED_DESCRIPTORS`], or as many as the host
+/// does; returns that number.
 fn raise_descriptor_limit() -> Result<u64, Error> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .map_err(|error| Error::DescriptorLimit(error.into()))?;
-    Ok(limit.maximum.unwrap_or(u64::MAX))
+    let set = |limit| {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).map(|()| limit)
+    };
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(WANTED_DESCRIPTORS);
+    if hard < WANTED_DESCRIPTORS {
+        // Raising the hard limit takes CAP_SYS_RESOURCE, and fs.nr_open may be lower than what is wanted.
+        if let Ok(limit) = set(WANTED_DESCRIPTORS) {
+            return Ok(limit);
+        }
+    }
+    set(hard).map_err(|error| Error::DescriptorLimit(error.into()))
 }
