@@ -5,6 +5,7 @@
 //! 1. `boot` makes the descriptors, dials the host, says hello, and mounts what a guest needs;
 //! 2. `serve` waits for the host's requests (`control`, `requests`), for processes that end (`reaper`)
 //!    and for bytes to carry (`stream`);
+//!    (`requests`, `pause` and `resources` carry requests out, `lifecycle` follows processes);
 //! 3. `container` makes containers: it clones a child into new namespaces and a cgroup, and the child sets
 //!    itself up and executes the workload;
 //! 4. `power` ends the machine: on request, when the host is gone, and when the agent itself fails.
@@ -13,16 +14,19 @@
 //! may allocate and call anything, so no second copy of the program has to be loaded to set a container up.
 
 mod boot;
+mod bounded;
 mod configure;
 mod container;
 mod control;
 mod dial;
 mod kmsg;
 mod lifecycle;
+mod pause;
 mod power;
 mod process;
 mod reaper;
 mod requests;
+mod resources;
 mod serve;
 mod stdio;
 mod stream;

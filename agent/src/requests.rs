@@ -1,7 +1,7 @@
 //! What the host asks for, carried out.
 //!
-//! A request is answered at once, except for those that wait for a process: their answer is given in
-//! [`crate::lifecycle`].
+//! A request is answered at once, except for those that wait for a process, which are answered in
+//! [`crate::lifecycle`], and those that wait for a container to come to rest, in [`crate::pause`].
 
 use std::path::Path;
 
@@ -24,39 +24,51 @@ const MAX_PROCESSES: usize = 1024;
 /// The longest id of a container or a process, that of a file name.
 const MAX_ID_BYTES: usize = 255;
 
+/// When a request is answered.
+enum Answer {
+    /// At once.
+    Now(Outcome),
+    /// When something has happened that it waits for.
+    Later,
+    /// Never: the machine goes.
+    PowerOff,
+}
+
 impl Agent {
     /// Carries a request out.
     pub(crate) fn carry_out(&mut self, request: Request) -> Result<Flow, ServeError> {
         let id = request.id;
-        let result = match request.call {
-            Call::Configure(wanted) => configure(&wanted).map_err(other),
-            Call::Create(create) => match self.create(id, &create) {
-                Ok(()) => return Ok(Flow::Continue),
-                Err(failure) => Err(failure),
-            },
-            Call::Exec(exec) => match self.exec(id, &exec) {
-                Ok(()) => return Ok(Flow::Continue),
-                Err(failure) => Err(failure),
-            },
-            Call::Start { container } => match self.start(id, &container) {
-                Ok(()) => return Ok(Flow::Continue),
-                Err(failure) => Err(failure),
-            },
+        match self.answer(id, request.call) {
+            Ok(Answer::Now(outcome)) => self.reply(id, outcome)?,
+            Ok(Answer::Later) => {}
+            Ok(Answer::PowerOff) => return Ok(Flow::PowerOff),
+            Err(failure) => self.reply(id, Outcome::Failed(failure))?,
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn answer(&mut self, id: u64, call: Call) -> Result<Answer, Failure> {
+        let done = |()| Answer::Now(Outcome::Done);
+        let later = |()| Answer::Later;
+        match call {
+            Call::Configure(wanted) => configure(&wanted).map(done).map_err(other),
+            Call::Create(create) => self.create(id, &create).map(later),
+            Call::Exec(exec) => self.exec(id, &exec).map(later),
+            Call::Start { container } => self.start(id, &container).map(later),
             Call::Signal { container, process, signal, all } => {
-                self.signal(&container, &process, signal, all)
+                self.signal(&container, &process, signal, all).map(done)
             }
             Call::Resize { container, process, width, height } => {
-                self.resize(&container, &process, width, height)
+                self.resize(&container, &process, width, height).map(done)
             }
-            Call::Delete { container } => self.delete(&container),
-            Call::PowerOff => return Ok(Flow::PowerOff),
-        };
-        let outcome = match result {
-            Ok(()) => Outcome::Done,
-            Err(failure) => Outcome::Failed(failure),
-        };
-        self.reply(id, outcome)?;
-        Ok(Flow::Continue)
+            Call::Pause { container } => self.pause(id, &container).map(later),
+            Call::Resume { container } => self.resume(id, &container).map(later),
+            Call::Update { container, resources } => self.update(&container, &resources).map(done),
+            Call::Processes { container } => self.processes(&container).map(Answer::Now),
+            Call::Stats { container } => self.stats(&container).map(Answer::Now),
+            Call::Delete { container } => self.delete(&container).map(done),
+            Call::PowerOff => Ok(Answer::PowerOff),
+        }
     }
 
     fn create(&mut self, request: u64, create: &Create) -> Result<(), Failure> {
@@ -96,6 +108,9 @@ impl Agent {
             .get(&container.init)
             .filter(|init| init.stage == Stage::Running)
             .ok_or_else(|| not_found(format!("the container {:?} is not running", exec.container)))?;
+        if container.cgroup.is_held() {
+            return Err(other(format!("the container {:?} is paused: resume it first", exec.container)));
+        }
         let owner = Owner { container: &exec.container, process: &exec.process };
         let terminal = exec.spec.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, exec.streams).map_err(other)?;
@@ -196,7 +211,7 @@ impl Agent {
         container.cgroup.remove().map_err(other)
     }
 
-    fn container(&self, id: &str) -> Result<&Container, Failure> {
+    pub(crate) fn container(&self, id: &str) -> Result<&Container, Failure> {
         self.containers.get(id).ok_or_else(|| not_found(format!("there is no container {id:?}")))
     }
 
@@ -226,7 +241,8 @@ pub(crate) fn other(why: impl ToString) -> Failure {
     failure(FailureKind::Other, why)
 }
 
-fn not_found(why: impl ToString) -> Failure {
+/// A failure for want of a container or a process.
+pub(crate) fn not_found(why: impl ToString) -> Failure {
     failure(FailureKind::NotFound, why)
 }
 

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use sandbox_protocol::{FromAgent, Outcome, Reply};
@@ -105,7 +107,9 @@ impl Agent {
                 if self.dispatch(token, flags)? == Flow::PowerOff {
                     return Ok(());
                 }
+                self.settle_turns()?;
             }
+            self.settle_turns()?;
             for number in std::mem::take(&mut self.ready) {
                 self.run_pump(number)?;
             }
@@ -113,10 +117,13 @@ impl Agent {
     }
 
     fn wait(&self) -> Result<Vec<(u64, EventFlags)>, ServeError> {
-        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = (!self.ready.is_empty()).then_some(&at_once);
+        let timeout = match self.ready.is_empty() {
+            true => self.next_turn_limit().map(|limit| limit.saturating_duration_since(Instant::now())),
+            false => Some(Duration::ZERO),
+        };
+        let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(events.iter().map(|e| (e.data.u64(), e.flags)).collect()),
             Err(e) => Err(ServeError::kernel("wait for events")(e)),
         }
@@ -185,11 +192,15 @@ impl Agent {
         let _ = epoll::delete(&self.epoll, &channel);
     }
 
-    /// Sees the last process of a cgroup end, even one that is no child of the agent's.
+    /// Sees, from now on, the last process of a cgroup end, even one that is no child of the agent's, and all of
+    /// them come to rest.
     pub(crate) fn watch_cgroup(&self, cgroup: &Cgroup) -> Result<(), ServeError> {
         let token = EventData::new_u64(CGROUP << KIND_SHIFT);
-        epoll::add(&self.epoll, cgroup.events(), token, EventFlags::PRI | EventFlags::ET)
-            .map_err(ServeError::kernel("register a cgroup's events"))
+        match epoll::add(&self.epoll, cgroup.events(), token, EventFlags::PRI | EventFlags::ET) {
+            // It is seen already.
+            Err(Errno::EXIST) => Ok(()),
+            added => added.map_err(ServeError::kernel("register a cgroup's events")),
+        }
     }
 
     /// Carries a stream from now on.

@@ -14,10 +14,16 @@
 
 pub mod frame;
 
+mod processes;
+mod stats;
+
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
+
+pub use processes::{ProcessInfo, Processes};
+pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryEvents, MemoryStats, PidsStats, Stats};
 
 /// The host port of the control connection.
 pub const CONTROL_PORT: u32 = 1024;
@@ -102,6 +108,35 @@ pub enum Call {
         width: u16,
         /// Rows.
         height: u16,
+    },
+    /// Holds every process of a running container. Done when all of them stand still; a container that does not
+    /// come to rest goes on, and the request has failed.
+    Pause {
+        /// The container.
+        container: String,
+    },
+    /// Lets the processes of a paused container go on.
+    Resume {
+        /// The container.
+        container: String,
+    },
+    /// Changes the limits of a container that has not stopped. What is absent, or 0 where the configuration means
+    /// "unset" by that, stays as it is; so do the device rules. All of it is carried out or nothing.
+    Update {
+        /// The container.
+        container: String,
+        /// The new limits.
+        resources: Box<LinuxResources>,
+    },
+    /// Lists the processes of a container: [`Outcome::Processes`].
+    Processes {
+        /// The container.
+        container: String,
+    },
+    /// Reads what a container uses: [`Outcome::Stats`].
+    Stats {
+        /// The container.
+        container: String,
     },
     /// Removes a stopped container.
     Delete {
@@ -231,6 +266,10 @@ pub enum Outcome {
     /// Carried out. `create`, `start` and `exec` are done when the process stands or runs, and the streams
     /// asked for have been dialled.
     Done,
+    /// The answer to `processes`.
+    Processes(Processes),
+    /// The answer to `stats`.
+    Stats(Box<Stats>),
     /// Refused or failed, with nothing left of it in the guest.
     Failed(Failure),
 }

@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::device_filter::{self, DeviceFilterError};
-use super::limits::{self, LimitError};
+use super::limits::{self, LimitError, Setting};
 use crate::boot::CGROUP_MOUNT;
 
 /// The cgroup could not be made or used.
@@ -83,20 +83,29 @@ impl Cgroup {
     fn apply(&self, linux: Option<&Linux>) -> Result<(), CgroupError> {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         for setting in resources.map(limits::settings).transpose()?.unwrap_or_default() {
-            let written = std::fs::write(self.path.join(&setting.file), &setting.value);
-            match written {
-                // A kernel without swap has no limit of it, and none is needed.
-                Err(e) if e.kind() == io::ErrorKind::NotFound && setting.file == limits::SWAP_FILE => {}
-                written => written.map_err(|source| CgroupError::Refused {
-                    field: setting.field,
-                    file: setting.file,
-                    value: setting.value,
-                    source,
-                })?,
-            }
+            self.set(&setting)?;
         }
         let rules = resources.and_then(|r| r.devices().as_deref()).unwrap_or_default();
         Ok(device_filter::attach(self.directory.as_fd(), rules)?)
+    }
+
+    /// Sets one limit.
+    pub(super) fn set(&self, setting: &Setting) -> Result<(), CgroupError> {
+        match std::fs::write(self.path.join(&setting.file), &setting.value) {
+            // A kernel without swap has no limit of it, and none is needed.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && setting.file == limits::SWAP_FILE => Ok(()),
+            written => written.map_err(|source| CgroupError::Refused {
+                field: setting.field,
+                file: setting.file.clone(),
+                value: setting.value.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// The text of one of its files.
+    pub(super) fn read(&self, file: &str) -> Option<String> {
+        std::fs::read_to_string(self.path.join(file)).ok()
     }
 
     /// Its directory.
@@ -120,7 +129,22 @@ impl Cgroup {
         number_of(&String::from_utf8_lossy(text.get(..n)?), key)
     }
 
-    /// Kills every process in it and below it.
+    /// Has every process in it and below it stand still, or go on; neither is waited for.
+    pub fn hold(&self, held: bool) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if held { "1" } else { "0" })
+    }
+
+    /// Whether its processes are told to stand still.
+    pub fn is_held(&self) -> bool {
+        self.read("cgroup.freeze").is_some_and(|text| text.trim() == "1")
+    }
+
+    /// Whether all of them do.
+    pub fn is_frozen(&self) -> bool {
+        self.event("frozen") == Some(1)
+    }
+
+    /// Kills every process in it and below it, those that stand still too.
     pub fn kill(&self) {
         // It can fail only where the cgroup is gone, and with it every process.
         let _ = std::fs::write(self.path.join("cgroup.kill"), "1");
@@ -133,17 +157,18 @@ impl Cgroup {
             return Ok(());
         }
         // Frozen, so that none can fork away from the list.
-        self.write("cgroup.freeze", "1")?;
+        let paused = self.is_held();
+        self.hold(true)?;
         self.await_frozen();
         let sent = self.signal_each(&self.path, signal);
-        self.write("cgroup.freeze", "0")?;
+        self.hold(paused)?;
         sent
     }
 
     /// Waits until every process is held; one that the kernel cannot hold now cannot fork now either.
     fn await_frozen(&self) {
         for _ in 0..BUSY_TRIES {
-            if self.event("frozen") == Some(1) {
+            if self.is_frozen() {
                 return;
             }
             std::thread::sleep(BUSY_PAUSE);
@@ -187,17 +212,19 @@ impl Cgroup {
 
     /// What it has used, for the report of its end.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        let single = |file: &str| {
-            std::fs::read_to_string(self.path.join(file)).ok().and_then(|text| text.trim().parse().ok())
-        };
         [
             ("cpu_micros", self.read_number("cpu.stat", "usage_usec")),
-            ("memory_peak_bytes", single("memory.peak")),
-            ("pids_peak", single("pids.peak")),
+            ("memory_peak_bytes", self.read_single("memory.peak")),
+            ("pids_peak", self.read_single("pids.peak")),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?)))
         .collect()
+    }
+
+    /// The memory in use, in bytes.
+    pub fn memory_in_use(&self) -> Option<u64> {
+        self.read_single("memory.current")
     }
 
     /// Removes it and what the container has made below it; nothing runs in it any more.
@@ -206,7 +233,11 @@ impl Cgroup {
     }
 
     fn read_number(&self, file: &str, key: &str) -> Option<u64> {
-        number_of(&std::fs::read_to_string(self.path.join(file)).ok()?, key)
+        number_of(&self.read(file)?, key)
+    }
+
+    fn read_single(&self, file: &str) -> Option<u64> {
+        self.read(file)?.trim().parse().ok()
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
@@ -226,7 +257,8 @@ fn number_of(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn subdirectories(path: &Path) -> Vec<PathBuf> {
+/// The cgroups right below one.
+pub(super) fn subdirectories(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
     entries
         .flatten()
@@ -258,7 +290,7 @@ fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
         .map_err(|e| file_error("open", path, e.into()))
 }
 
-fn file_error(action: &'static str, path: &Path, source: io::Error) -> CgroupError {
+pub(super) fn file_error(action: &'static str, path: &Path, source: io::Error) -> CgroupError {
     CgroupError::File { action, path: path.to_owned(), source }
 }
 

@@ -89,10 +89,15 @@ impl Settings {
         self.add("cpu.idle", cpu.idle(), "linux.resources.cpu.idle");
         let quota = cpu.quota().filter(|quota| *quota != 0);
         let period = cpu.period().filter(|period| *period != 0);
+        let field = match (quota, period) {
+            (None, Some(_)) => "linux.resources.cpu.period",
+            (_, None) => "linux.resources.cpu.quota",
+            (Some(_), Some(_)) => "linux.resources.cpu.quota with linux.resources.cpu.period",
+        };
         if quota.is_some() || period.is_some() {
             let quota = quota.map_or("max".to_owned(), |q| max_if(q, q < 0));
             let bandwidth = format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD_US));
-            self.add("cpu.max", Some(bandwidth), "linux.resources.cpu.quota");
+            self.add("cpu.max", Some(bandwidth), field);
         }
         self.add("cpu.max.burst", cpu.burst(), "linux.resources.cpu.burst");
         self.add("cpuset.cpus", some_text(cpu.cpus()), "linux.resources.cpu.cpus");

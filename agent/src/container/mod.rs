@@ -7,7 +7,7 @@
 //! | phase | module |
 //! |---|---|
 //! | what can be had at all | [`namespaces`], [`check`] |
-//! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`] |
+//! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`] |
 //! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`command`], [`terminal`] |
@@ -15,6 +15,8 @@
 pub mod cgroup;
 pub mod channel;
 pub mod network;
+pub mod processes;
+pub mod stats;
 
 mod beneath;
 mod capabilities;
@@ -36,6 +38,7 @@ mod seccomp;
 mod setup;
 mod sysctl;
 mod terminal;
+mod update;
 mod user;
 mod workload;
 
@@ -47,6 +50,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 use sandbox_protocol::Create;
 
+use crate::pause::Turn;
 use crate::power;
 use crate::process::{Process, Serial};
 use crate::stdio::ChildStdio;
@@ -63,12 +67,14 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// Its first process, which may have ended.
     pub init: Serial,
+    /// On its way to a pause, or out of one.
+    pub turn: Option<Turn>,
 }
 
 impl Container {
     /// A container whose first process has been cloned.
     pub fn new(spec: Spec, cgroup: Cgroup, init: Serial) -> Self {
-        Self { spec, cgroup, init }
+        Self { spec, cgroup, init, turn: None }
     }
 }
 

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sandbox_protocol::{
     Call, Create, Event, Exec, ExitStatus, Failure, FromAgent, Hello, MAX_STREAM_HELLO_BYTES,
-    MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Outcome, Reply, Request, RootWrites, Stream, StreamHello, Streams,
-    frame,
+    MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Outcome, Processes, Reply, Request, RootWrites, Stats, Stream,
+    StreamHello, Streams, frame,
 };
 use serde_json::{Value, json};
 
@@ -111,15 +111,19 @@ impl Guest {
     }
 
     pub fn reply(&mut self, wanted: u64) -> Result<(), Failure> {
+        match self.outcome(wanted) {
+            Outcome::Done => Ok(()),
+            Outcome::Failed(failure) => Err(failure),
+            other => panic!("an answer to something else: {other:?}"),
+        }
+    }
+
+    /// The answer to a request, of whatever kind.
+    pub fn outcome(&mut self, wanted: u64) -> Outcome {
         loop {
             match self.next() {
                 FromAgent::Event(event) => self.events.push_back(event),
-                FromAgent::Reply(Reply { id, outcome }) if id == wanted => {
-                    return match outcome {
-                        Outcome::Done => Ok(()),
-                        Outcome::Failed(failure) => Err(failure),
-                    };
-                }
+                FromAgent::Reply(Reply { id, outcome }) if id == wanted => return outcome,
                 FromAgent::Reply(other) => panic!("an answer to nothing: {other:?}"),
             }
         }
@@ -170,6 +174,40 @@ impl Guest {
 
     pub fn signal(&mut self, id: &str, process: &str, signal: i32, all: bool) -> Result<(), Failure> {
         self.call(Call::Signal { container: id.into(), process: process.into(), signal, all })
+    }
+
+    pub fn pause(&mut self, id: &str) -> Result<(), Failure> {
+        self.call(Call::Pause { container: id.into() })
+    }
+
+    pub fn resume(&mut self, id: &str) -> Result<(), Failure> {
+        self.call(Call::Resume { container: id.into() })
+    }
+
+    pub fn update(&mut self, id: &str, resources: Value) -> Result<(), Failure> {
+        let resources = Box::new(serde_json::from_value(resources).unwrap());
+        self.call(Call::Update { container: id.into(), resources })
+    }
+
+    pub fn processes(&mut self, id: &str) -> Processes {
+        let request = self.send(Call::Processes { container: id.into() });
+        match self.outcome(request) {
+            Outcome::Processes(processes) => processes,
+            other => panic!("no processes: {other:?}"),
+        }
+    }
+
+    pub fn stats(&mut self, id: &str) -> Stats {
+        let request = self.send(Call::Stats { container: id.into() });
+        match self.outcome(request) {
+            Outcome::Stats(stats) => *stats,
+            other => panic!("no statistics: {other:?}"),
+        }
+    }
+
+    /// A file of a container's cgroup.
+    pub fn cgroup_file(&self, id: &str, file: &str) -> String {
+        std::fs::read_to_string(self.cgroup.inner.join(id).join(file)).unwrap()
     }
 
     pub fn delete(&mut self, id: &str) -> Result<(), Failure> {

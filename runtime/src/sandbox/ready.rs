@@ -147,6 +147,9 @@ impl Ready {
             match self.answer.take() {
                 Some(Outcome::Done) => return Ok(()),
                 Some(Outcome::Failed(failure)) => return Err(Error::Agent(failure)),
+                Some(Outcome::Processes(_) | Outcome::Stats(_)) => {
+                    return Err(Error::Protocol("it answers what it was not asked"));
+                }
                 None => {}
             }
             let event = inbox.next(Some(deadline)).ok_or(Error::NoAnswer { step, limit })?;
@@ -179,6 +182,9 @@ impl Ready {
                 (Asked::Outside(asker), Outcome::Done) => reply(asker, Answer::Done),
                 (Asked::Outside(asker), Outcome::Failed(failure)) => {
                     reply(asker, Answer::refused(failure.message));
+                }
+                (Asked::Outside(_), Outcome::Processes(_) | Outcome::Stats(_)) => {
+                    return Err(Error::Protocol("it answers what it was not asked"));
                 }
             },
             FromAgent::Event(sandbox_protocol::Event::Exited {
