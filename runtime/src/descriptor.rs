@@ -3,10 +3,17 @@
 //! A child of ours gets the standard streams that its [`Command`] names and the descriptors listed for it,
 //! nothing else: everything is opened close-on-exec, and what we inherited ourselves is marked so at the start.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 
 /// Descriptors below this number may be the place of one that a child expects.
 const FIRST_FREE: RawFd = 16;
@@ -18,6 +25,8 @@ pub enum Ties {
     Job,
     /// It is in a session of its own, has no signals blocked, and is killed when the thread that started it ends.
     Machine,
+    /// It is in a session of its own, and lives on when its parent ends.
+    None,
 }
 
 /// Lets a command have descriptors at the numbers given.
@@ -34,10 +43,11 @@ pub fn give(command: &mut Command, descriptors: &[(BorrowedFd<'_>, RawFd)], ties
                 return Err(io::Error::last_os_error());
             }
         }
-        if ties == Ties::Machine {
-            cut_ties()?;
+        match ties {
+            Ties::Job => Ok(()),
+            Ties::Machine => cut_ties(),
+            Ties::None => Ok(rustix::process::setsid().map(drop)?),
         }
-        Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated.
     unsafe { command.pre_exec(in_child) };
@@ -83,6 +93,34 @@ pub fn keep_from_children() {
 /// A copy of one of our standard streams, to read or write without the locks and buffers of the library.
 pub fn copy_of(stream: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(stream, FIRST_FREE)?)
+}
+
+/// The most descriptors of one message: the standard streams.
+const MAX_SENT: usize = 3;
+
+/// Sends bytes with descriptors over a socket, in one message.
+pub fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    let mut rest = socket;
+    rest.write_all(bytes.get(sent..).unwrap_or_default())
+}
+
+/// Receives bytes and the descriptors that come with them, at most [`MAX_SENT`].
+pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((got.bytes, descriptors.flatten().collect()))
 }
 
 #[cfg(test)]

@@ -11,12 +11,14 @@
 //! | [`machine`] | starting and ending `sandbox-vmm` |
 //! | [`agent`] | the connections of the agent in the guest |
 //! | [`stdio`] | moving the bytes of standard streams; terminals |
+//! | [`cgroup`] | the cgroup of the host that a sandbox is put in |
 //! | [`state`] | ids, states, the state directory |
 //!
 //! Nothing here knows KVM: that is `sandbox-vmm`, a process of its own.
 
 pub mod agent;
 pub mod artefact;
+pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod descriptor;

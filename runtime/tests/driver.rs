@@ -12,7 +12,9 @@ use sandbox_protocol::{
     MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Outcome, Reply, Request, RootWrites, Stream, StreamHello, Streams,
     VERSION, frame,
 };
-use sandbox_runtime::sandbox::{Ending, Event, Failure, Inbox, Plan, Request as Ask, Times, Watcher, run};
+use sandbox_runtime::sandbox::{
+    Ending, Ends, Event, Failure, Inbox, Plan, Request as Ask, Times, Watcher, run,
+};
 use sandbox_runtime::state::{SandboxId, StateDir, StateDirPaths};
 use sandbox_runtime::timings::{Moment, Timeline};
 use sandbox_vmm_api::{MachineChoice, MachineKind, ShareEntry, VmConfig};
@@ -39,6 +41,7 @@ struct Nobody;
 
 impl Watcher for Nobody {
     fn machine(&mut self, _: MachineKind, _: &str) {}
+    fn created(&mut self) {}
     fn started(&mut self) {}
 }
 
@@ -60,7 +63,8 @@ impl Case {
         let paths = self.plan.directory();
         let playing = std::thread::spawn(move || agent(Agent { directory: paths }));
         let mut timeline = Timeline::from(Moment::now());
-        let ending = run(self.plan.clone(), directory, &self.inbox, &mut Nobody, &mut timeline);
+        let ends = Ends::inherited().unwrap();
+        let ending = run(self.plan.clone(), directory, ends, &self.inbox, &mut Nobody, &mut timeline);
         assert_eq!(std::fs::read_dir(&self.plan.root).unwrap().count(), 0, "the state directory is left");
         let _ = playing.join();
         drop(self.root);
@@ -84,6 +88,10 @@ fn plan(vmm: PathBuf, state: &Path) -> Plan {
         id,
         root: state.into(),
         bundle: "/bundle".into(),
+        rootfs: "/bundle/rootfs".into(),
+        detached: false,
+        console_socket: None,
+        cgroup: None,
         annotations: Default::default(),
         vmm,
         machine: VmConfig {
@@ -323,7 +331,7 @@ fn a_machine_that_cannot_be_started_is_named() {
 fn what_others_want_ends_a_start() {
     for (event, expected) in [
         (Event::Request(Ask::Interrupt, None), Failure::Cancelled { signal: 2 }),
-        (Event::Request(Ask::Signal { signal: 15 }, None), Failure::Cancelled { signal: 15 }),
+        (Event::Request(Ask::Signal { signal: 15, all: false }, None), Failure::Cancelled { signal: 15 }),
         (Event::ClientGone, Failure::Other),
     ] {
         let case = Case::new(GOOD);

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use super::{Error, Global};
 use crate::monitor;
 use crate::sandbox::Request;
-use crate::state::{SandboxId, find};
+use crate::state::{SandboxId, Status, find};
 
 /// The arguments of `sandbox kill`.
 #[derive(Clone, Debug, clap::Args)]
@@ -15,6 +15,9 @@ pub struct Args {
     /// The signal, by name or number
     #[arg(default_value = "TERM")]
     signal: String,
+    /// Send it to every process of the sandbox
+    #[arg(long, short)]
+    all: bool,
 }
 
 /// Sends a signal to a sandbox's process.
@@ -25,8 +28,11 @@ pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
             args.signal
         ))
     })?;
-    let directory = find(&global.root(), &args.id)?;
-    monitor::ask(&monitor::socket_of(&directory), &Request::Signal { signal })?;
+    let (directory, record) = find(&global.root(), &args.id)?;
+    if record.status == Status::Stopped {
+        return Err(Error::Failed("container not running: it has stopped".into()));
+    }
+    monitor::ask(&monitor::socket_of(&directory), &Request::Signal { signal, all: args.all })?;
     Ok(0)
 }
 

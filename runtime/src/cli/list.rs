@@ -1,6 +1,6 @@
 //! `sandbox list`.
 
-use super::run::name;
+use super::plan::name;
 use super::{Error, Global, print};
 use crate::state::{Record, list as records};
 

@@ -3,10 +3,21 @@
 //! Raw arguments are parsed here; each command has a file that resolves its own and carries it out.
 
 mod check;
+mod create;
+mod delete;
+mod events;
+mod exec;
+mod features;
 mod kill;
 mod list;
+mod pause;
+mod plan;
+mod ps;
 mod run;
 mod spec;
+mod start;
+mod state;
+mod update;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,12 +25,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::artefact::ArtefactError;
-use crate::client::ClientError;
+use crate::cgroup::CgroupError;
+use crate::client::{ClientError, ExecError};
 use crate::log::{Format, Level, Log};
 use crate::monitor::AskError;
 use crate::spec::SpecError;
 use crate::state::{OCI_VERSION, StateError, default_root};
-use crate::{descriptor, exit, monitor};
+use crate::{client, descriptor, exit, monitor};
 
 /// Run OCI bundles, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -46,6 +58,12 @@ struct Global {
     /// Form of messages in the log
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
     log_format: Format,
+    /// Put sandboxes into cgroups by way of systemd
+    #[arg(long, global = true, hide = true)]
+    systemd_cgroup: bool,
+    /// Accepted for engines: the host's user namespaces play no part
+    #[arg(long, global = true, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    rootless: Option<String>,
     /// Show what is going on
     #[arg(long, global = true)]
     debug: bool,
@@ -71,6 +89,28 @@ enum Command {
     List(list::Args),
     /// Send a signal to a sandbox's process
     Kill(kill::Args),
+    /// Make a sandbox whose process waits to be started
+    Create(Box<create::Args>),
+    /// Execute the process of a created sandbox
+    Start(start::Args),
+    /// Print the state of a sandbox
+    State(state::Args),
+    /// Remove a stopped sandbox
+    Delete(delete::Args),
+    /// Run one more process in a running sandbox
+    Exec(Box<exec::Args>),
+    /// List the processes of a sandbox
+    Ps(ps::Args),
+    /// Hold every process of a sandbox
+    Pause(pause::Args),
+    /// Let the processes of a paused sandbox go on
+    Resume(pause::Args),
+    /// Change the limits of a sandbox
+    Update(update::Args),
+    /// Print what a sandbox uses
+    Events(events::Args),
+    /// Say what this runtime can do, for engines
+    Features,
 }
 
 /// Why a command failed.
@@ -87,6 +127,14 @@ enum Error {
     #[error(transparent)]
     Ask(#[from] AskError),
     #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("{0}")]
+    Failed(String),
+    #[error("the sandbox gave an answer that makes no sense: it may be of another release")]
+    NoSense,
+    #[error(transparent)]
     Check(#[from] check::CheckError),
     #[error("{0}")]
     Usage(String),
@@ -100,7 +148,10 @@ enum Error {
 pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     let args: Vec<_> = args.collect();
     if args.get(1).is_some_and(|first| first == monitor::SUBCOMMAND) {
-        return monitor();
+        return hidden(monitor::main());
+    }
+    if args.get(1).is_some_and(|first| first == client::HOLDER) {
+        return hidden(client::holder());
     }
     descriptor::keep_from_children();
     let cli = match Cli::try_parse_from(&args) {
@@ -142,17 +193,29 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         return Ok(0);
     }
     match cli.command {
-        Some(Command::Run(args)) => run::run(*args, &cli.global, log),
+        Some(Command::Run(args)) => run::run(&args, &cli.global, log),
         Some(Command::Check(args)) => check::check(&args),
         Some(Command::Spec(args)) => spec::spec(&args),
         Some(Command::List(args)) => list::list(&args, &cli.global),
         Some(Command::Kill(args)) => kill::kill(&args, &cli.global),
+        Some(Command::Create(args)) => create::create(&args, &cli.global, log),
+        Some(Command::Start(args)) => start::start(&args, &cli.global),
+        Some(Command::State(args)) => state::state(&args, &cli.global),
+        Some(Command::Delete(args)) => delete::delete(&args, &cli.global),
+        Some(Command::Exec(args)) => exec::exec(&args, &cli.global),
+        Some(Command::Ps(args)) => ps::ps(&args, &cli.global),
+        Some(Command::Pause(args)) => pause::pause(&args, &cli.global),
+        Some(Command::Resume(args)) => pause::resume(&args, &cli.global),
+        Some(Command::Update(args)) => update::update(&args, &cli.global),
+        Some(Command::Events(args)) => events::events(&args, &cli.global),
+        Some(Command::Features) => features::features(),
         None => Err(Error::Usage("no command given: `sandbox --help` lists them".into())),
     }
 }
 
-fn monitor() -> u8 {
-    match monitor::main() {
+/// The exit code of a hidden subcommand.
+fn hidden(ended: Result<u8, impl std::fmt::Display>) -> u8 {
+    match ended {
         Ok(code) => code,
         Err(error) => {
             Log::plain().error(&error.to_string());
@@ -197,6 +260,6 @@ mod tests {
         assert!(!cli.global.debug);
         let cli = Cli::try_parse_from(["sandbox", "run", "--", "ls"]).unwrap();
         let Some(Command::Run(args)) = cli.command else { panic!("no run") };
-        assert_eq!((args.bundle.to_str(), args.command), (Some("."), vec!["ls".to_owned()]));
+        assert_eq!((args.target.to_str(), args.command), (Some("."), vec!["ls".to_owned()]));
     }
 }

@@ -1,24 +1,20 @@
 //! `sandbox run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::BoxBuilder;
-use sandbox_protocol::{Create, RootWrites, Streams};
-use sandbox_vmm_api::{MachineChoice, MachineKind, VmConfig, VsockConfig};
+use sandbox_protocol::RootWrites;
+use sandbox_vmm_api::MachineKind;
 
-use super::{Error, Global};
-use crate::artefact::Artefact;
+use super::create::{self, Engine};
+use super::plan::{MachineOptions, Wanted, name, plan};
+use super::{Error, Global, start};
 use crate::log::Log;
 use crate::quantity::{Cpus, Size, Span};
-use crate::sandbox::{Ending, Plan, Times};
-use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides};
-use crate::state::{SandboxId, StateDirPaths, sweep};
-use crate::stdio::window_size;
+use crate::sandbox::Ending;
+use crate::spec::Overrides;
+use crate::state::SandboxId;
 use crate::timings::{Moment, Timeline};
 use crate::{client, exit};
-
-/// The guest's context id. Each machine has a vsock device of its own, so that all can have the same.
-const GUEST_CID: u32 = 3;
 
 const OUT_OF_MEMORY: &str =
     "the container reached its memory limit and a process in it was killed: --memory SIZE gives more";
@@ -26,9 +22,9 @@ const OUT_OF_MEMORY: &str =
 /// The arguments of `sandbox run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The bundle: a directory with config.json and a root file system
-    #[arg(default_value = ".")]
-    pub bundle: PathBuf,
+    /// The bundle: a directory with config.json and a root file system; the id, where --bundle gives the bundle
+    #[arg(value_name = "BUNDLE", default_value = ".")]
+    pub target: PathBuf,
     /// Run this instead of the configuration's command
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -36,7 +32,7 @@ pub struct Args {
     #[arg(long)]
     id: Option<SandboxId>,
     /// Stop the sandbox when its process has run this long, with exit code 124
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", conflicts_with = "detach")]
     timeout: Option<Span>,
     /// Memory limit, such as 512M
     #[arg(long, short, value_name = "SIZE")]
@@ -59,15 +55,16 @@ pub struct Args {
     /// Let writes to the root file system go through to the bundle; without it they vanish
     #[arg(long)]
     persist: bool,
-    /// The machine to run on: kvm, qemu, or whichever works better here
-    #[arg(long, value_enum, default_value = "auto")]
-    machine: Machine,
-    /// How long the guest may take to boot, and to answer each request
-    #[arg(long, value_name = "DURATION")]
-    boot_timeout: Option<Span>,
-    /// Keep what the guest prints on its console in this file
-    #[arg(long, value_name = "FILE")]
-    console: Option<PathBuf>,
+    /// Leave the sandbox running in the background, until it is deleted
+    #[arg(long, short)]
+    detach: bool,
+    /// The bundle; the first argument is then the id, as engines write it
+    #[arg(long, short, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    #[command(flatten)]
+    machine: MachineOptions,
+    #[command(flatten)]
+    engine: Engine,
     /// Print where the time went
     #[arg(long)]
     timings: bool,
@@ -76,25 +73,34 @@ pub struct Args {
     quiet: bool,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Machine {
-    Kvm,
-    Qemu,
-    Auto,
-}
-
 /// Runs a bundle. Returns the exit code.
-pub fn run(args: Args, global: &Global, log: &Log) -> Result<u8, Error> {
+pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     let mut timeline = Timeline::from(Moment::now());
-    let plan = prepare(&args, global, log)?;
+    let (bundle, id) = args.bundle_and_id()?;
+    let wanted = Wanted {
+        id,
+        bundle,
+        overrides: args.overrides(),
+        writes: if args.persist { RootWrites::Through } else { RootWrites::Overlay },
+        machine: &args.machine,
+        timeout: args.timeout,
+        detached: args.detach,
+        console_socket: args.engine.console_socket.clone(),
+    };
+    let plan = plan(wanted, global, log)?;
     timeline.mark("read bundle");
     let mut on_machine = |kind: MachineKind, reason: &str| {
         let choice = format!("machine: {}: {reason}", name(kind));
-        match args.machine.is_auto() && !args.quiet {
+        match args.machine.machine.is_auto() && !args.quiet {
             true => log.info(&choice),
             false => log.debug(&choice),
         }
     };
+    if args.detach {
+        create::carry_out(&plan, &args.engine, &mut on_machine)?;
+        return start::by_id(&plan.id, &plan.root);
+    }
+    args.engine.write_pid(std::process::id())?;
     let (ending, rest) = client::run(&plan, &mut on_machine)?;
     timeline.append(rest);
     timeline.mark("end monitor");
@@ -109,65 +115,20 @@ pub fn run(args: Args, global: &Global, log: &Log) -> Result<u8, Error> {
     Ok(exit::code_of(&ending))
 }
 
-fn prepare(args: &Args, global: &Global, log: &Log) -> Result<Plan, Error> {
-    let bundle = Bundle::load(&args.bundle, &args.overrides())?;
-    let size = MachineSize::of(bundle.spec())?;
-    let id = args.id.clone().unwrap_or_else(SandboxId::random);
-    let writes = if args.persist { RootWrites::Through } else { RootWrites::Overlay };
-    let mut guest = GuestSpec::of(&bundle, &id, writes)?;
-    set_console_size(&mut guest);
-    let (kernel, image, vmm) = (Artefact::Kernel.find()?, Artefact::Image.find()?, Artefact::Vmm.find()?);
-    let root = global.root();
-    if let Err(error) = sweep(&root) {
-        log.debug(&format!("leftovers of dead sandboxes could not be removed: {error}"));
-    }
-    let directory = root.join(id.as_str());
-    let paths = StateDirPaths(&directory);
-    let machine = VmConfig {
-        machine: args.machine.into(),
-        kernel,
-        image,
-        memory_mib: size.memory_mib,
-        vcpus: size.vcpus,
-        cmdline: String::new(),
-        vsock: Some(VsockConfig { cid: GUEST_CID, socket: paths.vsock_socket() }),
-        shares: guest.shares,
-        disks: Vec::new(),
-        nets: Vec::new(),
-        balloon: true,
-        console: args.console.as_deref().map(absolute),
-        control_socket: paths.vmm_socket(),
-    };
-    let create = Create {
-        container: id.to_string(),
-        spec: guest.spec,
-        root: guest.root,
-        user: bundle.user().map(str::to_owned),
-        streams: Streams { stdin: true, stdout: true, stderr: true },
-    };
-    Ok(Plan {
-        id,
-        bundle: bundle.path().into(),
-        root,
-        annotations: bundle
-            .spec()
-            .annotations()
-            .iter()
-            .flatten()
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect(),
-        vmm,
-        machine,
-        create,
-        times: Times {
-            answer: args.boot_timeout.map_or(Times::DEFAULT_ANSWER, |span| span.0),
-            run: args.timeout.map(|span| span.0),
-        },
-        debug: global.debug,
-    })
-}
-
 impl Args {
+    /// `run BUNDLE`, or as engines write it, `run --bundle BUNDLE ID`.
+    fn bundle_and_id(&self) -> Result<(&Path, SandboxId), Error> {
+        let Some(bundle) = &self.bundle else {
+            return Ok((&self.target, self.id.clone().unwrap_or_else(SandboxId::random)));
+        };
+        let id = match (&self.id, self.target.to_str()) {
+            (Some(id), _) => id.clone(),
+            (None, Some(".") | None) => SandboxId::random(),
+            (None, Some(id)) => id.parse().map_err(|e| Error::Usage(format!("{e}")))?,
+        };
+        Ok((bundle, id))
+    }
+
     fn overrides(&self) -> Overrides {
         Overrides {
             args: self.command.clone(),
@@ -179,41 +140,4 @@ impl Args {
             cpus: self.cpus,
         }
     }
-}
-
-impl Machine {
-    fn is_auto(self) -> bool {
-        matches!(self, Self::Auto)
-    }
-}
-
-impl From<Machine> for MachineChoice {
-    fn from(machine: Machine) -> Self {
-        match machine {
-            Machine::Kvm => Self::Kvm,
-            Machine::Qemu => Self::Qemu,
-            Machine::Auto => Self::Auto,
-        }
-    }
-}
-
-/// A terminal begins with the size of ours, if we have one.
-fn set_console_size(guest: &mut GuestSpec) {
-    let Some(process) = guest.spec.process_mut() else { return };
-    if let (Some(true), Some((width, height))) = (process.terminal(), window_size(std::io::stdin())) {
-        let size = BoxBuilder::default().width(width).height(height).build();
-        process.set_console_size(size.ok());
-    }
-}
-
-/// The name of a machine, as `--machine` takes it.
-pub fn name(machine: MachineKind) -> &'static str {
-    match machine {
-        MachineKind::Kvm => "kvm",
-        MachineKind::Qemu => "qemu",
-    }
-}
-
-fn absolute(path: &std::path::Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.into())
 }

@@ -4,9 +4,11 @@
 //! in raw mode while the process runs, and cleans up should the monitor be killed. The bytes of the process's
 //! streams do not pass through it.
 
+mod exec;
 mod signals;
 
-pub use signals::FORWARDED;
+pub use exec::{ExecError, ExecPlan, HOLDER, attached, detached, holder};
+pub use signals::{FORWARDED, Signals};
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,7 +27,6 @@ use crate::sandbox::{Ending, Plan, Request};
 use crate::state::remove_if_dead;
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
-use signals::Signals;
 
 /// How long the processes of a killed monitor may take to end by themselves.
 const ORPHAN_TIME: Duration = Duration::from_secs(5);
@@ -58,7 +59,7 @@ pub fn run(
     let signals = Signals::block().map_err(host("receive signals"))?;
     process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
-    let monitor = monitor::start(&theirs).map_err(host("start the monitor"))?;
+    let monitor = monitor::start(&theirs, false).map_err(host("start the monitor"))?;
     drop(theirs);
     let mut watch = Watch { plan, signals, terminal: None, on_machine, ended: None };
     // From here on the monitor is waited for, whatever happens: closing the lifeline ends it.
@@ -77,6 +78,48 @@ pub fn run(
         (None, Err(error @ ClientError::Host { .. })) => Err(error),
         (None, _) => Err(ClientError::MonitorDied(status)),
     }
+}
+
+/// Makes a sandbox whose process waits to be started, and leaves it to its monitor. Returns the monitor's process
+/// id.
+pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Result<Created, ClientError> {
+    let host = |step| move |error| ClientError::Host { step, error };
+    process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
+    let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
+    let monitor = monitor::start(&theirs, true).map_err(host("start the monitor"))?;
+    drop(theirs);
+    let told = frame::write(&mut lifeline, plan, MAX_LIFELINE_BYTES).map_err(ClientError::Plan);
+    let mut ended = None;
+    while told.is_ok() {
+        match frame::read(&mut lifeline, MAX_LIFELINE_BYTES) {
+            Ok(Some(FromMonitor::Machine { kind, reason })) => on_machine(kind, &reason),
+            Ok(Some(FromMonitor::Created)) => return Ok(Created::Stands { monitor: monitor.id() }),
+            Ok(Some(FromMonitor::Started)) => {}
+            Ok(Some(FromMonitor::Ended { ending, .. })) => ended = Some(ending),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    drop(lifeline);
+    let status = wait(monitor)?;
+    process::reap_orphans(Instant::now() + ORPHAN_TIME);
+    let _ = remove_if_dead(&plan.directory());
+    match (ended, told) {
+        (Some(ending), _) => Ok(Created::Failed(ending)),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => Err(ClientError::MonitorDied(status)),
+    }
+}
+
+/// What became of a sandbox that was to be created.
+#[derive(Debug)]
+pub enum Created {
+    /// It stands.
+    Stands {
+        /// The process id of its monitor.
+        monitor: u32,
+    },
+    /// It does not, and nothing is left of it.
+    Failed(Ending),
 }
 
 fn wait(mut monitor: Child) -> Result<ExitStatus, ClientError> {
@@ -123,6 +166,7 @@ impl Watch<'_> {
     fn heard(&mut self, message: FromMonitor, lifeline: &mut UnixStream) {
         match message {
             FromMonitor::Machine { kind, reason } => (self.on_machine)(kind, &reason),
+            FromMonitor::Created => {}
             FromMonitor::Started => {
                 if self.has_terminal() {
                     self.terminal = RawTerminal::enter();
@@ -144,7 +188,7 @@ impl Watch<'_> {
             match signal {
                 Signal::SIGWINCH => self.pass_size_on(lifeline),
                 Signal::SIGINT => pass_on(Request::Interrupt, lifeline),
-                signal => pass_on(Request::Signal { signal: signal as i32 }, lifeline),
+                signal => pass_on(Request::Signal { signal: signal as i32, all: false }, lifeline),
             }
         }
     }

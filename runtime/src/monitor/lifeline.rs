@@ -25,6 +25,8 @@ pub enum FromMonitor {
         /// Why this one.
         reason: String,
     },
+    /// The container stands, and its process waits to be started.
+    Created,
     /// The process runs.
     Started,
     /// The sandbox has ended, and nothing is left of it.

@@ -4,12 +4,16 @@
 //! streams, so that the bytes of the guest's process are copied once, and one end of a socket pair, the lifeline.
 //! Over the lifeline it gets its [`Plan`] and then requests, and tells how it goes; when the client's end closes,
 //! the sandbox ends.
+//!
+//! The monitor of `sandbox create` stands for the container in the eyes of an engine: it outlives its client once
+//! the container stands, passes the signals that it gets on to the process, and ends with that process's code.
 
 mod lifeline;
+mod signals;
 mod socket;
 
 pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
-pub use socket::{AskError, ask};
+pub use socket::{Added, AskError, ask};
 
 use std::io;
 use std::os::fd::{AsFd, RawFd};
@@ -22,11 +26,11 @@ use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::MachineKind;
 
 use crate::descriptor::{self, Ties};
-use crate::sandbox::{self, Ending, Error, Inbox, Plan, Watcher};
+use crate::sandbox::{self, Ending, Ends, Error, Inbox, Plan, Watcher};
 use crate::state::StateDir;
-use crate::stdio::Saved;
+use crate::stdio::{Saved, open_console};
 use crate::timings::{Moment, Timeline};
-use crate::{exit, process};
+use crate::{cgroup, exit, process};
 
 /// The name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "monitor";
@@ -49,10 +53,11 @@ pub enum MonitorError {
 }
 
 /// Starts a monitor. The caller keeps its end of the lifeline.
-pub fn start(lifeline: &UnixStream) -> io::Result<Child> {
+pub fn start(lifeline: &UnixStream, detached: bool) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUBCOMMAND);
-    descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], Ties::Job)?;
+    let ties = if detached { Ties::None } else { Ties::Job };
+    descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], ties)?;
     command.spawn()
 }
 
@@ -63,31 +68,45 @@ pub fn main() -> Result<u8, MonitorError> {
     let terminal = Saved::now();
     let mut lifeline = UnixStream::from(lifeline);
     let plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
+    let detached = plan.detached;
     let mut timeline = Timeline::from(Moment::now());
-    let mut client = Client { lifeline, is_there: true };
-    let ending = match prepare(&plan, &client) {
-        Ok((directory, inbox)) => sandbox::run(plan, directory, &inbox, &mut client, &mut timeline),
+    let mut client = Client { lifeline, is_there: true, resize: None };
+    let ending = match prepare(&plan, &mut client) {
+        Ok((directory, ends, inbox)) => {
+            sandbox::run(plan, directory, ends, &inbox, &mut client, &mut timeline)
+        }
         Err(error) => Ending::of(&error),
     };
     let code = exit::code_of(&ending);
     client.tell(&FromMonitor::Ended { ending, timeline });
-    if let (false, Some(terminal)) = (client.is_there, terminal) {
+    if let (false, false, Some(terminal)) = (client.is_there, detached, terminal) {
         // Whoever was to restore it is gone.
         terminal.restore();
     }
     Ok(code)
 }
 
-fn prepare(plan: &Plan, client: &Client) -> Result<(StateDir, Inbox), Error> {
+fn prepare(plan: &Plan, client: &mut Client) -> Result<(StateDir, Ends, Inbox), Error> {
     let directory = StateDir::claim(&plan.root, &plan.id)?;
     let host = |step| move |error| Error::Host { step, error };
     process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
+    if let Some(cgroup) = &plan.cgroup {
+        cgroup::enter(cgroup)?;
+    }
     let inbox = Inbox::new();
     let path = directory.paths().monitor_socket();
     socket::listen(&path, inbox.sender()).map_err(host("listen for requests"))?;
     let lifeline = client.lifeline.try_clone().map_err(host("copy the lifeline"))?;
     lifeline::listen(lifeline, inbox.sender()).map_err(host("listen to the client"))?;
-    Ok((directory, inbox))
+    let terminal = plan.console_socket.as_deref().map(open_console).transpose()?;
+    let ends = match &terminal {
+        Some(terminal) => Ends::terminal(terminal),
+        None => Ends::inherited(),
+    };
+    if plan.detached {
+        client.resize = signals::pass_on(terminal, inbox.sender()).map_err(host("receive signals"))?;
+    }
+    Ok((directory, ends.map_err(host("copy the standard streams"))?, inbox))
 }
 
 /// We are in the client's job, and the terminal's signals go to all of it. The client passes them on, once.
@@ -103,6 +122,8 @@ fn leave_signals_to_the_client() {
 struct Client {
     lifeline: UnixStream,
     is_there: bool,
+    /// Passes the size of the terminal on, where that is ours to do.
+    resize: Option<signals::Resize>,
 }
 
 impl Client {
@@ -116,8 +137,16 @@ impl Watcher for Client {
         self.tell(&FromMonitor::Machine { kind, reason: reason.into() });
     }
 
+    fn created(&mut self) {
+        self.tell(&FromMonitor::Created);
+    }
+
     fn started(&mut self) {
         self.tell(&FromMonitor::Started);
+        if let Some(resize) = &self.resize {
+            // The engine may have set it before there was a process.
+            resize.now();
+        }
     }
 }
 

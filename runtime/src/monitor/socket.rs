@@ -1,24 +1,33 @@
 //! A monitor's socket, by which other commands ask something of its sandbox: one line of JSON there, one back.
+//!
+//! [`Request::Exec`] is a longer conversation: its standard streams come with the first bytes of its line, and
+//! the connection then carries requests for the new process, and back how it goes.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
+use sandbox_protocol::ExitStatus;
 use serde::de::DeserializeOwned;
 
-use crate::sandbox::{Answer, Event, Request, Sender};
-use crate::thread;
+use crate::sandbox::{Answer, Ends, Event, ExecRequest, Request, Sender};
+use crate::{descriptor, thread};
 
-/// The most bytes of a line.
-const MAX_LINE_BYTES: u64 = 16 << 10;
+/// The most bytes of a line: a process to be added may have a large environment.
+const MAX_LINE_BYTES: u64 = 4 << 20;
 
 /// How long either side waits for the other's line.
 const LINE_TIME: Duration = Duration::from_secs(2);
 
-/// How long the sandbox may take to do what it is asked.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long the sandbox may take to do what it is asked: the time of the agent's own answers, and some more.
+const ANSWER_TIME: Duration = Duration::from_secs(70);
+
+/// The most conversations at a time.
+const MAX_CONVERSATIONS: usize = 512;
 
 /// Why a sandbox did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -36,41 +45,150 @@ pub enum AskError {
     Refused(String),
 }
 
-/// Answers requests on a socket, one at a time, in a thread of its own.
+/// Answers requests on a socket, each connection in a thread of its own.
 pub fn listen(path: &Path, sender: Sender) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     thread::spawn("requests", move || {
-        for connection in listener.incoming().map_while(Result::ok) {
+        let conversations = Arc::new(());
+        for (number, connection) in listener.incoming().map_while(Result::ok).enumerate() {
+            if Arc::strong_count(&conversations) > MAX_CONVERSATIONS {
+                continue;
+            }
+            let (sender, counted) = (sender.clone(), Arc::clone(&conversations));
             // A caller that does not keep to the rules has only itself to blame.
-            let _ = serve(connection, &sender);
+            let _ = thread::spawn("request", move || {
+                let _ = serve(connection, &sender, number);
+                drop(counted);
+            });
         }
     })?;
     Ok(())
 }
 
-fn serve(mut connection: UnixStream, sender: &Sender) -> io::Result<()> {
-    let request: Request = read_line(&connection, LINE_TIME)?;
-    let (answer_to, answer) = sync_channel(1);
-    let answer = match sender.send(Event::Request(request, Some(answer_to))) {
-        Ok(()) => answer.recv_timeout(ANSWER_TIME).unwrap_or_else(|_| Answer::refused(NO_ANSWER)),
-        Err(_) => Answer::refused("the sandbox is ending"),
-    };
-    connection.write_all(&line(&answer)?)
+fn serve(connection: UnixStream, sender: &Sender, number: usize) -> io::Result<()> {
+    let (request, descriptors) = read_request(&connection)?;
+    match request {
+        Request::Exec { process } => {
+            let mut descriptors = descriptors.into_iter();
+            let mut next = || descriptors.next();
+            let ends = Ends { stdin: next(), stdout: next(), stderr: next() };
+            let (asker, answers) = sync_channel(2);
+            let name = format!("exec-{number}");
+            let request = ExecRequest { name: name.clone(), process, ends, asker };
+            match sender.send(Event::Exec(request)) {
+                Ok(()) => attend(connection, sender, &name, &answers),
+                Err(_) => write_line(&connection, &Answer::refused(ENDING)),
+            }
+        }
+        request => {
+            let (asker, answer) = sync_channel(1);
+            let answer = match sender.send(Event::Request(request, Some(asker))) {
+                Ok(()) => answer.recv_timeout(ANSWER_TIME).unwrap_or_else(|_| Answer::refused(NO_ANSWER)),
+                Err(_) => Answer::refused(ENDING),
+            };
+            write_line(&connection, &answer)
+        }
+    }
 }
 
 const NO_ANSWER: &str = "the sandbox did not answer; it may be ending";
+const ENDING: &str = "container not running: the sandbox is ending";
+
+/// Tells the asker how its process goes, and the driver what the asker wants of it.
+fn attend(connection: UnixStream, sender: &Sender, name: &str, answers: &Receiver<Answer>) -> io::Result<()> {
+    connection.set_read_timeout(None)?;
+    let (reader, to_driver, process) = (connection.try_clone()?, sender.clone(), name.to_owned());
+    thread::spawn("exec-requests", move || {
+        let mut reader = BufReader::new(&reader);
+        while let Ok(request) = read_line::<Request>(&mut reader) {
+            if to_driver.send(Event::ToExec(process.clone(), request)).is_err() {
+                return;
+            }
+        }
+        let _ = to_driver.send(Event::ExecGone(process));
+    })?;
+    for answer in answers {
+        write_line(&connection, &answer)?;
+    }
+    // Ends the other thread, too.
+    let _ = connection.shutdown(std::net::Shutdown::Both);
+    Ok(())
+}
 
 /// Asks the sandbox whose socket this is.
-pub fn ask(socket: &Path, request: &Request) -> Result<(), AskError> {
+pub fn ask(socket: &Path, request: &Request) -> Result<Answer, AskError> {
     let exchange = || {
-        let mut connection = UnixStream::connect(socket)?;
-        connection.write_all(&line(request)?)?;
-        read_line(&connection, ANSWER_TIME + LINE_TIME)
+        let connection = UnixStream::connect(socket)?;
+        write_line(&connection, request)?;
+        connection.set_read_timeout(Some(ANSWER_TIME + LINE_TIME))?;
+        read_line(&mut BufReader::new(&connection))
     };
-    match exchange() {
-        Ok(Answer::Done) => Ok(()),
+    refused(exchange(), socket)
+}
+
+fn refused(answer: io::Result<Answer>, socket: &Path) -> Result<Answer, AskError> {
+    match answer {
         Ok(Answer::Refused { message }) => Err(AskError::Refused(crate::printable::printable(&message))),
+        Ok(answer) => Ok(answer),
         Err(error) => Err(AskError::Connection { path: socket.into(), error }),
+    }
+}
+
+/// A process that was added to a container, seen from outside.
+#[derive(Debug)]
+pub struct Added {
+    connection: UnixStream,
+    reader: BufReader<UnixStream>,
+    socket: std::path::PathBuf,
+}
+
+impl Added {
+    /// Asks for a process with these standard streams; returns when it runs.
+    pub fn start(
+        socket: &Path,
+        process: &oci_spec::runtime::Process,
+        streams: &[OwnedFd],
+    ) -> Result<Self, AskError> {
+        let start = || {
+            let connection = UnixStream::connect(socket)?;
+            let request = Request::Exec { process: Box::new(process.clone()) };
+            let streams: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
+            descriptor::send(&connection, &line(&request)?, &streams)?;
+            let mut reader = BufReader::new(connection.try_clone()?);
+            connection.set_read_timeout(Some(ANSWER_TIME + LINE_TIME))?;
+            let answer = read_line(&mut reader)?;
+            connection.set_read_timeout(None)?;
+            Ok((connection, reader, answer))
+        };
+        let (connection, reader, answer) =
+            start().map_err(|error| AskError::Connection { path: socket.into(), error })?;
+        refused(Ok(answer), socket)?;
+        Ok(Self { connection, reader, socket: socket.into() })
+    }
+
+    /// Asks for something that concerns the process. One that has ended is past caring.
+    pub fn ask(&self, request: &Request) {
+        let _ = write_line(&self.connection, request);
+    }
+
+    /// Whether something about it has come and is not taken yet.
+    pub fn has_news(&self) -> bool {
+        !self.reader.buffer().is_empty()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> Result<ExitStatus, AskError> {
+        match refused(read_line(&mut self.reader), &self.socket)? {
+            Answer::Exited { status } => Ok(status),
+            _ => Err(AskError::Refused("the sandbox gave an answer that makes no sense".into())),
+        }
+    }
+}
+
+impl AsFd for Added {
+    /// Becomes readable when the process has ended.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.connection.as_fd()
     }
 }
 
@@ -80,10 +198,30 @@ fn line(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn read_line<T: DeserializeOwned>(from: &UnixStream, limit: Duration) -> io::Result<T> {
-    from.set_read_timeout(Some(limit))?;
+fn write_line(mut to: &UnixStream, value: &impl serde::Serialize) -> io::Result<()> {
+    to.write_all(&line(value)?)
+}
+
+/// Reads a request's line and the descriptors that came with it.
+fn read_request(from: &UnixStream) -> io::Result<(Request, Vec<OwnedFd>)> {
+    let deadline = Instant::now() + LINE_TIME;
+    let (mut line, mut descriptors, mut buffer) = (Vec::new(), Vec::new(), [0; 16 << 10]);
+    while !line.ends_with(b"\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        from.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let (bytes, more) = descriptor::receive(from, &mut buffer)?;
+        if bytes == 0 || line.len() as u64 > MAX_LINE_BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        line.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
+        descriptors.extend(more);
+    }
+    Ok((serde_json::from_slice(&line)?, descriptors))
+}
+
+fn read_line<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<T> {
     let mut line = Vec::new();
-    BufReader::new(from.take(MAX_LINE_BYTES)).read_until(b'\n', &mut line)?;
+    from.take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
     if !line.ends_with(b"\n") {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -103,12 +241,10 @@ mod tests {
         listen(&path, inbox.sender()).unwrap();
         let asker = {
             let path = path.clone();
-            std::thread::spawn(move || {
-                (ask(&path, &Request::Signal { signal: 15 }), ask(&path, &Request::Interrupt))
-            })
+            std::thread::spawn(move || (ask(&path, &Request::Start), ask(&path, &Request::Interrupt)))
         };
         for (expected, answer) in
-            [(Request::Signal { signal: 15 }, Answer::Done), (Request::Interrupt, Answer::refused("no"))]
+            [(Request::Start, Answer::Done), (Request::Interrupt, Answer::refused("no"))]
         {
             match inbox.next(None).unwrap() {
                 Event::Request(request, Some(to)) if request == expected => to.send(answer).unwrap(),
@@ -121,13 +257,42 @@ mod tests {
     }
 
     #[test]
+    fn an_added_process_has_the_streams_that_came_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let inbox = Inbox::new();
+        listen(&path, inbox.sender()).unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let asker = std::thread::spawn(move || {
+            let process = oci_spec::runtime::Process::default();
+            let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+            let mut added = Added::start(&path, &process, &[null(), writer.into(), null()]).unwrap();
+            added.ask(&Request::Signal { signal: 15, all: false });
+            added.wait().unwrap()
+        });
+        let Some(Event::Exec(request)) = inbox.next(None) else { panic!("no exec") };
+        request.asker.send(Answer::Done).unwrap();
+        let mut stdout = std::fs::File::from(request.ends.stdout.unwrap());
+        stdout.write_all(b"through").unwrap();
+        drop(stdout);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        let Some(Event::ToExec(name, wanted)) = inbox.next(None) else { panic!("no signal") };
+        assert_eq!((name, wanted), (request.name, Request::Signal { signal: 15, all: false }));
+        request.asker.send(Answer::Exited { status: ExitStatus::Code(3) }).unwrap();
+        drop(request.asker);
+        assert_eq!(asker.join().unwrap(), ExitStatus::Code(3));
+    }
+
+    #[test]
     fn nonsense_is_hung_up_on() {
         let inbox = Inbox::new();
         for bytes in [&b"{}\n"[..], b"\n", b"[1,2", &[b'x'; 20_000]] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(bytes).unwrap();
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
-            assert!(serve(ours, &inbox.sender()).is_err());
+            assert!(serve(ours, &inbox.sender(), 1).is_err());
         }
         assert!(inbox.next(Some(std::time::Instant::now())).is_none());
     }

@@ -63,12 +63,16 @@ impl Booted {
             Event::AgentLost(why) => Err(self.machine_ended(inbox, AGENT).unwrap_or(Error::AgentLost(why))),
             Event::ClientGone => Err(Error::ClientGone),
             Event::Request(request, answer) => {
-                if let Some(signal) = cancels(request) {
+                if let Some(signal) = cancels(&request) {
                     reply(answer, Answer::Done);
                     return Err(Error::Cancelled(signal));
                 }
                 reply(answer, Answer::refused("the process has not started yet"));
                 Ok(Event::Request(request, None))
+            }
+            Event::Exec(request) => {
+                let _ = request.asker.try_send(Answer::refused("container not running: it is creating"));
+                Ok(Event::ExecGone(request.name))
             }
             // It may come before the machine's own report, which has the longer way.
             Event::AgentReady(hello, connection) => {

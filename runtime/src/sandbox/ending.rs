@@ -8,9 +8,11 @@ use sandbox_vmm_api::ExitReason;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{CallsError, ListenError};
+use crate::cgroup::CgroupError;
 use crate::machine::MachineError;
 use crate::printable::printable;
 use crate::state::{Refused, StateError};
+use crate::stdio::ConsoleError;
 
 /// How a sandbox ended, as its client learns it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -67,6 +69,12 @@ pub enum Error {
     /// The sockets for the guest.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The cgroup of the host.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The terminal for the engine.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
     /// The machine's process.
     #[error(transparent)]
     Machine(#[from] MachineError),

@@ -11,6 +11,7 @@ use std::time::Instant;
 use sandbox_protocol::{FromAgent, Hello, Stream, StreamHello};
 use sandbox_vmm_api::VmEvent;
 
+use super::execs::ExecRequest;
 use super::request::{Answer, Request};
 use crate::stdio::Transfer;
 
@@ -32,10 +33,16 @@ pub enum Event {
     AgentLost(String),
     /// The guest dialled for a stream.
     StreamOpened(StreamHello, UnixStream),
-    /// A stream has carried all it ever will.
-    StreamDone(Stream, Transfer),
+    /// A stream of a process has carried all it ever will. An empty name is the container's first process.
+    StreamDone(String, Stream, Transfer),
     /// Somebody asks for something; the answer goes to the second, if anybody waits for one.
     Request(Request, Option<SyncSender<Answer>>),
+    /// Somebody wants one more process in the container.
+    Exec(ExecRequest),
+    /// Somebody asks for something that concerns an added process.
+    ToExec(String, Request),
+    /// Whoever asked for an added process is gone.
+    ExecGone(String),
     /// The client has gone.
     ClientGone,
 }
@@ -48,6 +55,11 @@ impl Sender {
     /// Sends an event, waiting for room. An error: the driver has ended, and nobody wants to know any more.
     pub fn send(&self, event: Event) -> Result<(), SendError<()>> {
         self.0.send(event).map_err(|_| SendError(()))
+    }
+
+    /// Sends an event if there is room: what the driver itself may do.
+    pub fn try_send(&self, event: Event) -> Result<(), SendError<()>> {
+        self.0.try_send(event).map_err(|_| SendError(()))
     }
 }
 

@@ -13,6 +13,7 @@
 mod booted;
 mod ending;
 mod event;
+mod execs;
 mod plan;
 mod prepared;
 mod ready;
@@ -22,10 +23,12 @@ mod streams;
 pub use booted::Booted;
 pub use ending::{Ending, Error, Failure};
 pub use event::{Event, Inbox, Sender};
+pub use execs::ExecRequest;
 pub use plan::{Plan, Times};
 pub use prepared::Prepared;
 pub use ready::{Exit, Ready};
 pub use request::{Answer, Request};
+pub use streams::Ends;
 
 use crate::state::StateDir;
 use crate::timings::Timeline;
@@ -34,6 +37,8 @@ use crate::timings::Timeline;
 pub trait Watcher {
     /// The machine runs.
     fn machine(&mut self, kind: sandbox_vmm_api::MachineKind, reason: &str);
+    /// The container stands, and its process waits to be started.
+    fn created(&mut self);
     /// The process runs.
     fn started(&mut self);
 }
@@ -42,11 +47,12 @@ pub trait Watcher {
 pub fn run(
     plan: Plan,
     directory: StateDir,
+    ends: Ends,
     inbox: &Inbox,
     watcher: &mut dyn Watcher,
     timeline: &mut Timeline,
 ) -> Ending {
-    let ending = match live(plan, directory, inbox, watcher, timeline) {
+    let ending = match live(plan, directory, ends, inbox, watcher, timeline) {
         Ok(Exit { status, out_of_memory }) => Ending::Exited { status, out_of_memory },
         Err(error) => Ending::of(&error),
     };
@@ -57,19 +63,24 @@ pub fn run(
 fn live(
     plan: Plan,
     directory: StateDir,
+    ends: Ends,
     inbox: &Inbox,
     watcher: &mut dyn Watcher,
     timeline: &mut Timeline,
 ) -> Result<Exit, Error> {
-    let prepared = Prepared::new(plan, directory, inbox)?;
+    let detached = plan.detached;
+    let prepared = Prepared::new(plan, directory, ends, inbox)?;
     timeline.mark("prepare");
     let booted = prepared.boot(inbox, watcher, timeline)?;
     let mut ready = booted.ready(inbox, timeline)?;
     ready.create(inbox)?;
     timeline.mark("create container");
-    ready.start(inbox)?;
-    timeline.mark("start process");
-    watcher.started();
+    watcher.created();
+    if !detached || ready.wait_for_start(inbox)? {
+        ready.start(inbox)?;
+        timeline.mark("start process");
+        watcher.started();
+    }
     let exit = ready.wait(inbox)?;
     timeline.mark("run");
     ready.drain(inbox)?;

@@ -17,6 +17,8 @@ pub struct Plan {
     pub id: SandboxId,
     /// The bundle, absolute.
     pub bundle: PathBuf,
+    /// The root file system, absolute.
+    pub rootfs: PathBuf,
     /// The state root: where its directory is to be made.
     pub root: PathBuf,
     /// The configuration's annotations.
@@ -29,6 +31,13 @@ pub struct Plan {
     pub create: Create,
     /// How long things may take.
     pub times: Times,
+    /// Whether the sandbox lives on without its client once the container stands: it is then started by another
+    /// command, and what it leaves is kept until it is deleted.
+    pub detached: bool,
+    /// Where the master of the process's terminal is sent.
+    pub console_socket: Option<PathBuf>,
+    /// The cgroup of the host to be in, from the mount of each hierarchy.
+    pub cgroup: Option<PathBuf>,
     /// Whether the machine's log is shown.
     pub debug: bool,
 }

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use sandbox_vmm_api::{MachineKind, VmEvent};
 
+use super::streams::Ends;
 use super::{Booted, Error, Event, Inbox, Plan, Request, Watcher};
 use crate::agent::{self, Listening};
 use crate::machine::{LogTo, Machine};
@@ -17,6 +18,8 @@ use crate::timings::Timeline;
 pub struct Prepared {
     pub(super) plan: Plan,
     pub(super) record: Record,
+    /// Where the process's streams go, until they are attached.
+    pub(super) ends: Option<Ends>,
     _listening: [Listening; 2],
     // Last, so that the directory is removed after everything that has a socket in it.
     pub(super) directory: StateDir,
@@ -24,21 +27,24 @@ pub struct Prepared {
 
 impl Prepared {
     /// Writes the record and listens for the guest.
-    pub fn new(plan: Plan, directory: StateDir, inbox: &Inbox) -> Result<Self, Error> {
+    pub fn new(plan: Plan, directory: StateDir, ends: Ends, inbox: &Inbox) -> Result<Self, Error> {
         let record = Record {
             oci_version: OCI_VERSION.into(),
             id: plan.id.clone(),
             status: Status::Creating,
             pid: std::process::id(),
             bundle: plan.bundle.clone(),
+            rootfs: plan.rootfs.clone(),
+            cgroup: plan.cgroup.clone(),
             annotations: plan.annotations.clone(),
             created: rfc3339(SystemTime::now()),
             machine: None,
             machine_pid: None,
+            kept: false,
         };
         directory.write(&record)?;
         let listening = listen(&directory, inbox)?;
-        Ok(Self { plan, record, _listening: listening, directory })
+        Ok(Self { plan, record, ends: Some(ends), _listening: listening, directory })
     }
 
     /// Starts the machine and waits until it runs.
@@ -66,6 +72,10 @@ impl Prepared {
     /// Moves to the next state and records it.
     pub(super) fn become_(&mut self, transition: Transition) -> Result<(), Error> {
         self.record.status = self.record.status.after(transition)?;
+        if self.plan.detached && self.record.status == Status::Created {
+            self.record.kept = true;
+            self.directory.keep();
+        }
         self.directory.write(&self.record)?;
         Ok(())
     }
@@ -91,12 +101,12 @@ impl Booted {
 }
 
 /// What a request means to a sandbox that has no process yet: a signal that would end it ends the start.
-pub(super) fn cancels(request: Request) -> Option<u8> {
+pub(super) fn cancels(request: &Request) -> Option<u8> {
     use rustix::process::Signal;
     let signal = match request {
         Request::Interrupt => Signal::INT.as_raw(),
-        Request::Signal { signal } => signal,
-        Request::Resize { .. } => return None,
+        Request::Signal { signal, .. } => *signal,
+        _ => return None,
     };
     let fatal = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::KILL];
     fatal.iter().any(|s| s.as_raw() == signal).then(|| u8::try_from(signal).ok()).flatten()

@@ -4,13 +4,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use sandbox_protocol::{Call, ExitStatus, FromAgent, Outcome};
+use sandbox_protocol::{Call, ExitStatus, FromAgent, Outcome, StreamHello};
 use sandbox_vmm_api::VmEvent;
 
 use super::booted::reply;
+use super::execs::{ExecRequest, Execs};
 use super::prepared::cancels;
 use super::streams::Streams;
-use super::{Answer, Booted, Error, Event, Inbox, Request};
+use super::{Answer, Booted, Error, Event, Inbox, Request, Sender};
 use crate::agent::Calls;
 use crate::state::{Status, Transition};
 
@@ -26,6 +27,9 @@ const DRAIN_POLL: Duration = Duration::from_secs(1);
 
 /// How long a guest may take to sync and power itself off.
 const POWER_OFF_TIME: Duration = Duration::from_secs(10);
+
+/// How many connections that nobody expects a guest may make before it is taken for hostile.
+const MAX_STRAY: usize = 64;
 
 /// What a machine whose agent answers still has to come to.
 const END: &str = "its process ended";
@@ -46,6 +50,12 @@ pub struct Ready {
     booted: Booted,
     calls: Calls<Asked>,
     streams: Streams,
+    execs: Execs,
+    /// Who waits for the process to be started.
+    starter: Option<SyncSender<Answer>>,
+    sender: Sender,
+    /// Connections that nobody expected.
+    stray: usize,
     /// The answer to the request that the driver itself waits for.
     answer: Option<Outcome>,
     exit: Option<Exit>,
@@ -61,16 +71,33 @@ enum Asked {
     Driver,
     /// Somebody outside, who may wait.
     Outside(Option<SyncSender<Answer>>),
+    /// Whoever wants one more process, of this name.
+    Exec(String),
+    /// Somebody outside who waits for the container to become this.
+    Becomes(Transition, Option<SyncSender<Answer>>),
 }
 
 impl Ready {
-    pub(super) fn new(booted: Booted, connection: UnixStream, inbox: &Inbox) -> Result<Self, Error> {
+    pub(super) fn new(mut booted: Booted, connection: UnixStream, inbox: &Inbox) -> Result<Self, Error> {
         let calls = Calls::over(connection, inbox.sender())
             .map_err(|error| Error::Host { step: "start a thread for the agent", error })?;
         let create = &booted.prepared.plan.create;
         let terminal = create.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
-        let streams = Streams::expect(&create.container, terminal, inbox.sender());
-        Ok(Self { booted, calls, streams, answer: None, exit: None, interrupted: None, cut: None })
+        let ends = booted.prepared.ends.take().unwrap_or_default();
+        let streams = Streams::expect("", terminal, ends, inbox.sender());
+        Ok(Self {
+            booted,
+            calls,
+            streams,
+            execs: Execs::default(),
+            starter: None,
+            sender: inbox.sender(),
+            stray: 0,
+            answer: None,
+            exit: None,
+            interrupted: None,
+            cut: None,
+        })
     }
 
     /// Makes the container.
@@ -80,10 +107,27 @@ impl Ready {
         self.booted.prepared.become_(Transition::Created)
     }
 
+    /// Waits until somebody wants the process to run. `false`: it was killed before that.
+    pub fn wait_for_start(&mut self, inbox: &Inbox) -> Result<bool, Error> {
+        while self.starter.is_none() && self.exit.is_none() {
+            if let Some(event) = inbox.next(None) {
+                self.handle(event, inbox)?;
+            }
+        }
+        Ok(self.exit.is_none())
+    }
+
     /// Starts the container's process.
     pub fn start(&mut self, inbox: &Inbox) -> Result<(), Error> {
-        self.ask(Call::Start { container: self.container() }, "start the process", inbox)?;
-        self.booted.prepared.become_(Transition::Started)
+        let started = self
+            .ask(Call::Start { container: self.container() }, "start the process", inbox)
+            .and_then(|()| self.booted.prepared.become_(Transition::Started));
+        let told = match &started {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::refused(error.to_string()),
+        };
+        reply(self.starter.take(), told);
+        started
     }
 
     /// Waits for the end of the process.
@@ -147,9 +191,7 @@ impl Ready {
             match self.answer.take() {
                 Some(Outcome::Done) => return Ok(()),
                 Some(Outcome::Failed(failure)) => return Err(Error::Agent(failure)),
-                Some(Outcome::Processes(_) | Outcome::Stats(_)) => {
-                    return Err(Error::Protocol("it answers what it was not asked"));
-                }
+                Some(_) => return Err(Error::Protocol("it answers what it was not asked")),
                 None => {}
             }
             let event = inbox.next(Some(deadline)).ok_or(Error::NoAnswer { step, limit })?;
@@ -168,10 +210,75 @@ impl Ready {
             }
             Event::AgentReady(..) => Err(Error::Protocol("its agent said hello twice")),
             Event::Agent(message) => self.heard(message),
-            Event::StreamOpened(hello, connection) => self.streams.opened(&hello, connection),
-            Event::StreamDone(stream, transfer) => self.streams.done(stream, transfer),
+            Event::StreamOpened(hello, connection) => self.opened(&hello, connection),
+            Event::StreamDone(process, stream, transfer) if process.is_empty() => {
+                self.streams.done(stream, transfer)
+            }
+            Event::StreamDone(process, stream, transfer) => {
+                self.execs.stream_done(&process, stream, transfer);
+                Ok(())
+            }
             Event::Request(request, answer) => self.requested(request, answer),
+            Event::Exec(request) => self.exec(request),
+            Event::ToExec(process, request) => self.for_exec(&process, request),
+            Event::ExecGone(process) => {
+                let signal = rustix::process::Signal::KILL.as_raw();
+                self.for_exec(&process, Request::Signal { signal, all: false })
+            }
+            Event::ClientGone if self.booted.prepared.plan.detached => Ok(()),
             Event::ClientGone => Err(Error::ClientGone),
+        }
+    }
+
+    fn opened(&mut self, hello: &StreamHello, connection: UnixStream) -> Result<(), Error> {
+        let streams = match hello.process.as_str() {
+            _ if hello.container != self.container() => None,
+            "" => Some(&mut self.streams),
+            process => self.execs.streams(process),
+        };
+        let wanted = streams.map(|streams| streams.opened(hello.stream, connection)).transpose()?;
+        self.stray += usize::from(wanted != Some(true));
+        match self.stray > MAX_STRAY {
+            true => Err(Error::Protocol("it keeps opening streams that nobody expects")),
+            false => Ok(()),
+        }
+    }
+
+    fn exec(&mut self, request: ExecRequest) -> Result<(), Error> {
+        if let Some(refusal) = self.not_running() {
+            let _ = request.asker.try_send(refusal);
+            return Ok(());
+        }
+        let (name, asker) = (request.name.clone(), request.asker.clone());
+        match self.execs.add(request, &self.container(), self.sender.clone()) {
+            Ok(exec) => Ok(self.calls.ask(Call::Exec(Box::new(exec)), Asked::Exec(name))?),
+            Err(refusal) => {
+                let _ = asker.try_send(refusal);
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes on what concerns an added process, as long as that is there.
+    fn for_exec(&mut self, process: &str, request: Request) -> Result<(), Error> {
+        if !self.execs.has(process) {
+            return Ok(());
+        }
+        let (container, process) = (self.container(), process.to_owned());
+        let call = match request {
+            Request::Signal { signal, .. } => Call::Signal { container, process, signal, all: false },
+            Request::Resize { width, height } => Call::Resize { container, process, width, height },
+            _ => return Ok(()),
+        };
+        Ok(self.calls.ask(call, Asked::Outside(None))?)
+    }
+
+    /// Why nothing can be asked of the container's processes now.
+    fn not_running(&self) -> Option<Answer> {
+        match self.booted.prepared.record.status {
+            Status::Running if self.exit.is_none() => None,
+            Status::Running => Some(Answer::refused("container not running: its process has ended")),
+            status => Some(Answer::refused(format!("container not running: it is {}", status.name()))),
         }
     }
 
@@ -179,13 +286,13 @@ impl Ready {
         match message {
             FromAgent::Reply(answer) => match self.calls.answered(answer)? {
                 (Asked::Driver, outcome) => self.answer = Some(outcome),
-                (Asked::Outside(asker), Outcome::Done) => reply(asker, Answer::Done),
-                (Asked::Outside(asker), Outcome::Failed(failure)) => {
-                    reply(asker, Answer::refused(failure.message));
+                (Asked::Outside(asker), outcome) => reply(asker, answer_of(outcome)),
+                (Asked::Exec(name), outcome) => self.execs.started(&name, answer_of(outcome)),
+                (Asked::Becomes(transition, asker), Outcome::Done) => {
+                    self.booted.prepared.become_(transition)?;
+                    reply(asker, Answer::Done);
                 }
-                (Asked::Outside(_), Outcome::Processes(_) | Outcome::Stats(_)) => {
-                    return Err(Error::Protocol("it answers what it was not asked"));
-                }
+                (Asked::Becomes(_, asker), outcome) => reply(asker, answer_of(outcome)),
             },
             FromAgent::Event(sandbox_protocol::Event::Exited {
                 container,
@@ -194,7 +301,10 @@ impl Ready {
                 out_of_memory,
                 ..
             }) => {
-                let ours = container == self.container() && process.is_empty();
+                let ours = container == self.container();
+                if ours && !process.is_empty() {
+                    return self.execs.exited(&process, status);
+                }
                 if !ours || self.exit.is_some() {
                     return Err(Error::Protocol("it reports the end of a process that does not exist"));
                 }
@@ -205,20 +315,36 @@ impl Ready {
     }
 
     fn requested(&mut self, request: Request, asker: Option<SyncSender<Answer>>) -> Result<(), Error> {
-        if self.booted.prepared.record.status != Status::Running
-            && let Some(signal) = cancels(request)
+        let status = self.booted.prepared.record.status;
+        let attended = !self.booted.prepared.plan.detached;
+        if attended
+            && status != Status::Running
+            && let Some(signal) = cancels(&request)
         {
             reply(asker, Answer::Done);
             return Err(Error::Cancelled(signal));
         }
         let (container, process) = (self.container(), String::new());
         let call = match request {
+            Request::Start => {
+                self.start_wanted(asker);
+                return Ok(());
+            }
+            Request::Exec { .. } => {
+                reply(asker, Answer::refused("it came without its standard streams"));
+                return Ok(());
+            }
+            Request::Pause => return self.becomes(Transition::Paused, Call::Pause { container }, asker),
+            Request::Resume => return self.becomes(Transition::Resumed, Call::Resume { container }, asker),
+            Request::Processes => Call::Processes { container },
+            Request::Stats => Call::Stats { container },
+            Request::Update { resources } => Call::Update { container, resources },
             Request::Resize { width, height } => Call::Resize { container, process, width, height },
-            Request::Signal { signal } => {
+            Request::Signal { signal, all } => {
                 if signal == rustix::process::Signal::KILL.as_raw() {
                     self.cut.get_or_insert(Instant::now() + STOP_TIME);
                 }
-                Call::Signal { container, process, signal, all: false }
+                Call::Signal { container, process, signal, all }
             }
             Request::Interrupt => {
                 let now = Instant::now();
@@ -232,7 +358,48 @@ impl Ready {
         Ok(self.calls.ask(call, Asked::Outside(asker))?)
     }
 
+    fn start_wanted(&mut self, asker: Option<SyncSender<Answer>>) {
+        match self.booted.prepared.record.status {
+            Status::Created if self.starter.is_none() && asker.is_some() => self.starter = asker,
+            status => {
+                let why = format!("cannot start a container that is {}", status.name());
+                reply(asker, Answer::refused(why));
+            }
+        }
+    }
+
+    fn becomes(
+        &mut self,
+        transition: Transition,
+        call: Call,
+        asker: Option<SyncSender<Answer>>,
+    ) -> Result<(), Error> {
+        match self.booted.prepared.record.status.after(transition) {
+            Ok(_) => Ok(self.calls.ask(call, Asked::Becomes(transition, asker))?),
+            Err(refused) => {
+                reply(asker, Answer::refused(refused.to_string()));
+                Ok(())
+            }
+        }
+    }
+
     fn container(&self) -> String {
         self.booted.prepared.plan.create.container.clone()
+    }
+}
+
+fn answer_of(outcome: Outcome) -> Answer {
+    match outcome {
+        Outcome::Done => Answer::Done,
+        Outcome::Failed(failure) => Answer::refused(failure.message),
+        Outcome::Processes(processes) => data(&processes),
+        Outcome::Stats(stats) => data(&stats),
+    }
+}
+
+fn data(value: &impl serde::Serialize) -> Answer {
+    match serde_json::to_value(value) {
+        Ok(value) => Answer::Data { value },
+        Err(error) => Answer::refused(error.to_string()),
     }
 }

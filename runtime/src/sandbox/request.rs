@@ -1,15 +1,22 @@
 //! What other processes ask of a sandbox: its client over the lifeline, other commands over its socket.
 
+use oci_spec::runtime::{LinuxResources, Process};
+use sandbox_protocol::ExitStatus;
 use serde::{Deserialize, Serialize};
 
 /// A request.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
+    /// Execute the created container's process.
+    Start,
     /// Send a signal to the process.
     Signal {
         /// Its number on x86-64 Linux.
         signal: i32,
+        /// Whether every process of the container gets it.
+        #[serde(default)]
+        all: bool,
     },
     /// The user pressed the interrupt key, or sent SIGINT: a signal the first time, the end of the sandbox the
     /// second time.
@@ -21,18 +28,47 @@ pub enum Request {
         /// Rows.
         height: u16,
     },
+    /// Run one more process in the container. Its standard streams travel with the request; the connection stays
+    /// open until the process has ended, and takes [`Request::Signal`] and [`Request::Resize`] for it.
+    Exec {
+        /// The process.
+        process: Box<Process>,
+    },
+    /// Hold every process of the container.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// List the container's processes.
+    Processes,
+    /// What the container has used.
+    Stats,
+    /// Change the container's limits.
+    Update {
+        /// The limits that change.
+        resources: Box<LinuxResources>,
+    },
 }
 
 /// The answer to a request.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
     /// Done.
     Done,
+    /// What was asked for.
+    Data {
+        /// As JSON.
+        value: serde_json::Value,
+    },
     /// Not done.
     Refused {
         /// Why.
         message: String,
+    },
+    /// A process that was started by [`Request::Exec`] has ended, and all its output was delivered.
+    Exited {
+        /// How.
+        status: ExitStatus,
     },
 }
 

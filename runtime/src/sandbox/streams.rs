@@ -2,29 +2,58 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox_protocol::{Stream, StreamHello};
+use sandbox_protocol::Stream;
 
 use super::{Error, Event, Sender};
 use crate::descriptor;
 use crate::stdio::{self, Direction, Progress, Transfer};
 
-/// How many connections that nobody expects a guest may make before it is taken for hostile.
-const MAX_STRAY: usize = 64;
-
 /// How long output that has left the guest may take to be delivered when the sandbox ends early: a reader that
 /// does not read cannot hold up a time-out.
 const LAST_OUTPUT_TIME: Duration = Duration::from_secs(1);
 
+/// Where the streams of a process go on our side.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// Where its input comes from; of a terminal, its keys.
+    pub stdin: Option<OwnedFd>,
+    /// Where its output goes; of a terminal, all of it.
+    pub stdout: Option<OwnedFd>,
+    /// Where its errors go.
+    pub stderr: Option<OwnedFd>,
+}
+
+impl Ends {
+    /// Our own standard streams.
+    pub fn inherited() -> io::Result<Self> {
+        Ok(Self {
+            stdin: Some(descriptor::copy_of(io::stdin())?),
+            stdout: Some(descriptor::copy_of(io::stdout())?),
+            stderr: Some(descriptor::copy_of(io::stderr())?),
+        })
+    }
+
+    /// A terminal that is all of them.
+    pub fn terminal(terminal: &OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            stdin: Some(descriptor::copy_of(terminal)?),
+            stdout: Some(descriptor::copy_of(terminal)?),
+            stderr: None,
+        })
+    }
+}
+
 /// The streams of one process. Dropped after the machine is gone, it lets what has come out of it be delivered.
 #[derive(Debug)]
 pub struct Streams {
-    container: String,
+    process: String,
     states: BTreeMap<Stream, State>,
-    stray: usize,
+    ends: Ends,
     sender: Sender,
 }
 
@@ -36,34 +65,24 @@ enum State {
 }
 
 impl Streams {
-    /// Expects the streams of a container's first process.
-    pub fn expect(container: &str, terminal: bool, sender: Sender) -> Self {
+    /// Expects the streams of a process; an empty name is the container's first.
+    pub fn expect(process: &str, terminal: bool, ends: Ends, sender: Sender) -> Self {
         let streams: &[Stream] = match terminal {
             true => &[Stream::Terminal],
             false => &[Stream::Stdin, Stream::Stdout, Stream::Stderr],
         };
         let states = streams.iter().map(|stream| (*stream, State::Expected)).collect();
-        Self { container: container.into(), states, stray: 0, sender }
+        Self { process: process.into(), states, ends, sender }
     }
 
-    /// Takes a connection of the guest. One that is not expected is closed.
-    pub fn opened(&mut self, hello: &StreamHello, connection: UnixStream) -> Result<(), Error> {
-        let ours = hello.container == self.container && hello.process.is_empty();
-        match self.states.get_mut(&hello.stream) {
-            Some(state @ State::Expected) if ours => {
-                let progress = Arc::new(Progress::default());
-                *state = State::Running(Arc::clone(&progress));
-                attach(hello.stream, connection, progress, &self.sender)
-                    .map_err(|error| Error::Host { step: "attach a standard stream", error })
-            }
-            _ => {
-                self.stray += 1;
-                match self.stray > MAX_STRAY {
-                    true => Err(Error::Protocol("it keeps opening streams that nobody expects")),
-                    false => Ok(()),
-                }
-            }
-        }
+    /// Takes a connection of the guest. `false`: it is not expected, and was closed.
+    pub fn opened(&mut self, stream: Stream, connection: UnixStream) -> Result<bool, Error> {
+        let Some(state @ State::Expected) = self.states.get_mut(&stream) else { return Ok(false) };
+        let progress = Arc::new(Progress::default());
+        *state = State::Running(Arc::clone(&progress));
+        self.attach(stream, connection, progress)
+            .map_err(|error| Error::Host { step: "attach a standard stream", error })?;
+        Ok(true)
     }
 
     /// Notes the end of a stream.
@@ -97,6 +116,27 @@ impl Streams {
     fn outputs(&self) -> impl Iterator<Item = &State> {
         self.states.iter().filter(|(stream, _)| **stream != Stream::Stdin).map(|(_, state)| state)
     }
+
+    fn attach(&mut self, stream: Stream, guest: UnixStream, progress: Arc<Progress>) -> io::Result<()> {
+        let done = {
+            let (sender, process) = (self.sender.clone(), self.process.clone());
+            move |transfer| {
+                let _ = sender.send(Event::StreamDone(process, stream, transfer));
+            }
+        };
+        let gone = || io::Error::from(io::ErrorKind::NotConnected);
+        let direction = match stream {
+            Stream::Stdin => Direction::ToGuest(self.ends.stdin.take().ok_or_else(gone)?),
+            Stream::Stdout => Direction::FromGuest(self.ends.stdout.take().ok_or_else(gone)?),
+            Stream::Stderr => Direction::FromGuest(self.ends.stderr.take().ok_or_else(gone)?),
+            Stream::Terminal => {
+                let keys = Direction::KeysToGuest(self.ends.stdin.take().ok_or_else(gone)?);
+                stdio::start("keyboard", keys, guest.try_clone()?, Arc::default(), |_| {})?;
+                Direction::FromGuest(self.ends.stdout.take().ok_or_else(gone)?)
+            }
+        };
+        stdio::start(name(stream), direction, guest, progress, done)
+    }
 }
 
 impl Drop for Streams {
@@ -105,35 +145,6 @@ impl Drop for Streams {
         let moves = |state: &State| matches!(state, State::Running(progress) if !progress.is_finished());
         while self.outputs().any(moves) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn attach(stream: Stream, guest: UnixStream, progress: Arc<Progress>, sender: &Sender) -> io::Result<()> {
-    let done = {
-        let sender = sender.clone();
-        move |transfer| {
-            let _ = sender.send(Event::StreamDone(stream, transfer));
-        }
-    };
-    match stream {
-        Stream::Stdin => {
-            let ours = Direction::ToGuest(descriptor::copy_of(io::stdin())?);
-            stdio::start(name(stream), ours, guest, progress, done)
-        }
-        Stream::Stdout => {
-            let ours = Direction::FromGuest(descriptor::copy_of(io::stdout())?);
-            stdio::start(name(stream), ours, guest, progress, done)
-        }
-        Stream::Stderr => {
-            let ours = Direction::FromGuest(descriptor::copy_of(io::stderr())?);
-            stdio::start(name(stream), ours, guest, progress, done)
-        }
-        Stream::Terminal => {
-            let keys = Direction::KeysToGuest(descriptor::copy_of(io::stdin())?);
-            stdio::start("keyboard", keys, guest.try_clone()?, Arc::default(), |_| {})?;
-            let screen = Direction::FromGuest(descriptor::copy_of(io::stdout())?);
-            stdio::start(name(stream), screen, guest, progress, done)
         }
     }
 }

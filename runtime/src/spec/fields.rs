@@ -100,7 +100,10 @@ pub const FIELDS: &[Field] = &[
     field("linux.devices[].uid", Honoured("")),
     field("linux.devices[].gid", Honoured("")),
     field("linux.netDevices", Refused("a network device of the host cannot be moved into a virtual machine")),
-    field("linux.cgroupsPath", Refused("the sandbox is not placed in a cgroup of the host yet")),
+    field(
+        "linux.cgroupsPath",
+        Honoured("the cgroup of the host for the virtual machine; the container's limits hold in the guest"),
+    ),
     field("linux.resources.devices[].allow", Honoured("")),
     field("linux.resources.devices[].type", Honoured("")),
     field("linux.resources.devices[].major", Honoured("")),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 
 use super::{Overrides, SpecError, validate, walk};
@@ -53,6 +53,25 @@ impl Bundle {
     }
 }
 
+/// The process of a bundle's configuration, from which another one of the same container is made.
+pub fn process_of(bundle: &Path) -> Result<Process, SpecError> {
+    let spec = parse(&bundle.join("config.json"))?;
+    spec.process()
+        .clone()
+        .ok_or_else(|| SpecError::Value { path: "process".into(), why: "it is missing".into() })
+}
+
+/// A process from a file of its own, as engines write it.
+pub fn process_from(path: &Path) -> Result<Process, SpecError> {
+    let text = read(path)?;
+    let process: Value =
+        serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?;
+    let spec = understand(json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "process": process}))?;
+    let process = spec.process().clone().unwrap_or_default();
+    validate::check_process(&process)?;
+    Ok(process)
+}
+
 fn enter(path: &Path) -> Result<PathBuf, SpecError> {
     let absolute = path.canonicalize().map_err(|error| SpecError::Bundle { path: path.into(), error })?;
     match absolute.is_dir() {
@@ -63,8 +82,10 @@ fn enter(path: &Path) -> Result<PathBuf, SpecError> {
 
 fn parse(path: &Path) -> Result<Spec, SpecError> {
     let text = read(path)?;
-    let mut config: Value =
-        serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?;
+    understand(serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?)
+}
+
+fn understand(mut config: Value) -> Result<Spec, SpecError> {
     check_version(&config)?;
     walk::check(&config)?;
     // The specification lets the user be left out; the types that follow do not.

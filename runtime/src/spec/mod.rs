@@ -17,11 +17,12 @@ mod walk;
 use std::io;
 use std::path::PathBuf;
 
-pub use load::{Bundle, MAX_CONFIG_BYTES};
+pub use load::{Bundle, MAX_CONFIG_BYTES, process_from, process_of};
 pub use overrides::Overrides;
 pub use share::GuestSpec;
 pub use size::{MachineSize, overhead_mib};
 pub use template::template;
+pub use validate::check_process;
 
 /// Why a bundle cannot be run.
 #[derive(Debug, thiserror::Error)]

@@ -42,7 +42,8 @@ impl Overrides {
         Ok(())
     }
 
-    fn apply_to_process(&self, process: &mut Process) -> Result<(), SpecError> {
+    /// Changes a process.
+    pub fn apply_to_process(&self, process: &mut Process) -> Result<(), SpecError> {
         if !self.args.is_empty() {
             process.set_args(Some(self.args.clone()));
         }

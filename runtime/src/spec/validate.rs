@@ -30,7 +30,8 @@ pub fn is_bind(mount: &Mount) -> bool {
     by_option || mount.typ().as_deref() == Some("bind")
 }
 
-fn check_process(process: &Process) -> Result<(), SpecError> {
+/// Checks a process.
+pub fn check_process(process: &Process) -> Result<(), SpecError> {
     let args = process.args().as_deref().unwrap_or_default();
     if args.first().is_none_or(String::is_empty) {
         return Err(value("process.args", "it is empty: there is nothing to run"));

@@ -3,7 +3,8 @@
 //! `<root>/<id>/` belongs to whoever holds its lock (`flock` on the directory itself, so that there is no lock
 //! file whose removal could race): the sandbox's monitor, from before there is anything in it to after it is
 //! removed. The kernel drops the lock when the monitor is gone, however it went. A directory that nobody has
-//! locked is therefore the leftover of a sandbox whose monitor was killed, and anyone may remove it.
+//! locked is therefore the leftover of a sandbox whose monitor was killed, and anyone may remove it; unless its
+//! record says that it is kept: then it is what `sandbox create` made, has stopped, and waits to be deleted.
 //!
 //! A state root may be any directory, so nothing is removed that is not plainly ours: mode 01700 (the sticky bit
 //! means nothing on a directory that only its owner may enter, and nobody else sets it so), and only the names
@@ -34,11 +35,23 @@ const CLAIM_ATTEMPTS: usize = 10;
 const RECORD: &str = "state.json";
 const NEW_RECORD: &str = "state.json.new";
 
-/// A sandbox's directory, locked. Dropping it removes the directory.
+/// A sandbox's directory, locked. Dropping it removes the directory, or all but the record of one that is kept.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
     lock: OwnedFd,
+    at_end: AtEnd,
+}
+
+/// What becomes of a directory when its owner lets go of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum AtEnd {
+    /// It goes.
+    Remove,
+    /// The record stays.
+    KeepRecord,
+    /// All of it stays.
+    Leave,
 }
 
 impl StateDir {
@@ -59,7 +72,11 @@ impl StateDir {
             }
             match try_lock(&path)? {
                 Locked::Ours(lock) if is_ours(&path, lock.as_fd()) => {
-                    let directory = Self { path, lock };
+                    let directory = Self { path, lock, at_end: AtEnd::Remove };
+                    if directory.record_is_kept() {
+                        directory.leave();
+                        return Err(StateError::InUse { id: id.clone() });
+                    }
                     directory.empty()?;
                     return Ok(directory);
                 }
@@ -74,7 +91,9 @@ impl StateDir {
     /// Locks the directory of a sandbox whose owner is dead. `None`: the owner lives, or there is none such.
     pub fn stale(path: &Path) -> Result<Option<Self>, StateError> {
         match try_lock(path)? {
-            Locked::Ours(lock) if is_ours(path, lock.as_fd()) => Ok(Some(Self { path: path.into(), lock })),
+            Locked::Ours(lock) if is_ours(path, lock.as_fd()) => {
+                Ok(Some(Self { path: path.into(), lock, at_end: AtEnd::Remove }))
+            }
             Locked::Ours(_) | Locked::Theirs | Locked::Gone => Ok(None),
         }
     }
@@ -95,9 +114,26 @@ impl StateDir {
         fs::rename(&temporary, &path).map_err(error)
     }
 
+    /// From now on the record stays when the owner goes.
+    pub fn keep(&mut self) {
+        self.at_end = AtEnd::KeepRecord;
+    }
+
+    /// Whether the record says that it is to stay.
+    pub fn record_is_kept(&self) -> bool {
+        super::read_record(&self.path).is_ok_and(|record| record.is_some_and(|record| record.kept))
+    }
+
+    /// Lets go of the directory and removes nothing.
+    pub fn leave(mut self) {
+        self.at_end = AtEnd::Leave;
+    }
+
     /// Removes the directory. Says why where that fails, which dropping cannot.
     pub fn remove(self) -> Result<(), StateError> {
-        self.unlink()
+        let removed = self.unlink();
+        self.leave();
+        removed
     }
 
     fn unlink(&self) -> Result<(), StateError> {
@@ -115,9 +151,17 @@ impl StateDir {
 
     /// Removes what a dead sandbox of the same id left.
     fn empty(&self) -> Result<(), StateError> {
+        self.empty_but(None)
+    }
+
+    /// Removes everything in the directory but one file.
+    fn empty_but(&self, kept: Option<&str>) -> Result<(), StateError> {
         let error = |error| StateError::Remove { path: self.path.clone(), error };
         for entry in fs::read_dir(&self.path).map_err(error)? {
             let entry = entry.map_err(error)?;
+            if kept.is_some_and(|kept| entry.file_name() == kept) {
+                continue;
+            }
             match entry.file_type().map_err(error)?.is_dir() {
                 true => fs::remove_dir_all(entry.path()).map_err(error)?,
                 false => fs::remove_file(entry.path()).map_err(error)?,
@@ -129,7 +173,11 @@ impl StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        let _ = self.unlink();
+        let _ = match self.at_end {
+            AtEnd::Remove => self.unlink(),
+            AtEnd::KeepRecord if is_same(&self.path, self.lock.as_fd()) => self.empty_but(Some(RECORD)),
+            AtEnd::KeepRecord | AtEnd::Leave => Ok(()),
+        };
     }
 }
 
@@ -171,6 +219,23 @@ impl StateDirPaths<'_> {
     /// Where the agent's stream connections arrive.
     pub fn stream_socket(self) -> PathBuf {
         self.vsock_directory().join(format!("v_{}", sandbox_protocol::STREAM_PORT))
+    }
+}
+
+/// Whether a live owner has a directory. Asking disturbs nobody but a claim made at the same moment, which is
+/// why those who remove try more than once.
+pub fn is_owned(path: &Path) -> Result<bool, StateError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let error = |error: rustix::io::Errno| StateError::Lock { path: path.into(), error: error.into() };
+    let directory = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(rustix::io::Errno::NOENT) => return Ok(false),
+        Err(e) => return Err(error(e)),
+    };
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(error(e)),
     }
 }
 
@@ -238,10 +303,13 @@ mod tests {
             status: Status::Running,
             pid: 1,
             bundle: "/bundle".into(),
+            rootfs: "/bundle/rootfs".into(),
+            cgroup: None,
             annotations: Default::default(),
             created: String::new(),
             machine: None,
             machine_pid: None,
+            kept: false,
         }
     }
 
@@ -293,9 +361,27 @@ mod tests {
         });
         leave_behind(root.path(), "dead");
         assert_eq!(list(root.path()).unwrap(), ["a", "b"].map(record));
-        assert_eq!(find(root.path(), &id("a")).unwrap(), root.path().join("a"));
+        assert_eq!(find(root.path(), &id("a")).unwrap(), (root.path().join("a"), record("a")));
         assert!(matches!(find(root.path(), &id("dead")), Err(StateError::NotFound { .. })));
         drop(living);
+    }
+
+    #[test]
+    fn what_is_kept_stays_until_it_is_removed_and_has_stopped() {
+        let root = tempfile::tempdir().unwrap();
+        let mut directory = StateDir::claim(root.path(), &id("a")).unwrap();
+        fs::create_dir(directory.paths().vsock_directory()).unwrap();
+        directory.keep();
+        directory.write(&Record { kept: true, ..record("a") }).unwrap();
+        assert!(is_owned(&root.path().join("a")).unwrap());
+        drop(directory);
+        sweep(root.path()).unwrap();
+        let (path, found) = find(root.path(), &id("a")).unwrap();
+        assert_eq!((found.status, found.pid), (Status::Stopped, 0));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+        assert!(matches!(StateDir::claim(root.path(), &id("a")), Err(StateError::InUse { .. })));
+        StateDir::stale(&path).unwrap().unwrap().remove().unwrap();
+        assert!(matches!(find(root.path(), &id("a")), Err(StateError::NotFound { .. })));
     }
 
     #[test]

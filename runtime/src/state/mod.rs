@@ -9,25 +9,28 @@ mod status;
 use std::io;
 use std::path::PathBuf;
 
+pub use directory::is_owned;
 pub use directory::{StateDir, StateDirPaths};
 pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
 pub use record::{OCI_VERSION, Record, rfc3339};
 pub use registry::{default_root, find, list, remove_if_dead, sweep};
+
+use registry::read_record;
 pub use status::{Refused, Status, Transition};
 
 /// Why the state of a sandbox could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A live sandbox has the id.
+    /// Another sandbox has the id.
     #[error(
-        "the id `{id}` is in use by another sandbox: choose another with --id, or end that one with `sandbox kill {id} KILL`"
+        "container with id exists: `{id}` is in use by another sandbox: choose another id, or remove that one with `sandbox delete --force {id}`"
     )]
     InUse {
         /// The id.
         id: SandboxId,
     },
-    /// No live sandbox has the id.
-    #[error("no sandbox has the id `{id}`: `sandbox list` shows those that run")]
+    /// No sandbox has the id.
+    #[error("container does not exist: no sandbox has the id `{id}`; `sandbox list` shows those there are")]
     NotFound {
         /// The id.
         id: SandboxId,

@@ -26,6 +26,12 @@ pub struct Record {
     pub pid: u32,
     /// The bundle, absolute.
     pub bundle: PathBuf,
+    /// The root file system, absolute.
+    #[serde(default)]
+    pub rootfs: PathBuf,
+    /// The cgroup of the host that it is in, from the mount of each hierarchy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
     /// The annotations of the configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -37,6 +43,9 @@ pub struct Record {
     /// The machine's process id on the host, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_pid: Option<u32>,
+    /// Whether it stays after the sandbox's end, until it is deleted.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 /// A time as RFC 3339 in UTC with microseconds, as runc writes it.

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Record, SandboxId, StateDir, StateDirPaths, StateError};
+use super::directory::is_owned;
+use super::{Record, SandboxId, StateDir, StateDirPaths, StateError, Status};
 
 /// The most bytes of a record that are read: one that grew past it was not written by us.
 const MAX_RECORD_BYTES: u64 = 8 << 20;
@@ -23,35 +24,52 @@ pub fn sweep(root: &Path) -> Result<(), StateError> {
     directories(root)?.iter().try_for_each(|path| remove_if_dead(path))
 }
 
-/// Removes the directory of a sandbox, if its monitor was killed.
+/// Removes the directory of a sandbox, if its monitor was killed and nobody has to delete it.
 pub fn remove_if_dead(directory: &Path) -> Result<(), StateError> {
     match StateDir::stale(directory)? {
+        Some(dead) if dead.record_is_kept() => {
+            dead.leave();
+            Ok(())
+        }
         Some(dead) => dead.remove(),
         None => Ok(()),
     }
 }
 
-/// The records of the live sandboxes, in the order of their ids. Sweeps first.
+/// The records of the sandboxes, in the order of their ids. Sweeps first.
 ///
 /// A sandbox that is so young that it has no record yet is left out.
 pub fn list(root: &Path) -> Result<Vec<Record>, StateError> {
     sweep(root)?;
     let mut records = Vec::new();
     for path in directories(root)? {
-        records.extend(read(&path)?);
+        records.extend(observe(&path)?);
     }
     records.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(records)
 }
 
-/// The directory of a live sandbox. Sweeps first.
-pub fn find(root: &Path, id: &SandboxId) -> Result<PathBuf, StateError> {
-    sweep(root)?;
+/// A sandbox's directory and its record, as things stand.
+pub fn find(root: &Path, id: &SandboxId) -> Result<(PathBuf, Record), StateError> {
     let path = root.join(id.as_str());
-    match path.is_dir() {
-        true => Ok(path),
-        false => Err(StateError::NotFound { id: id.clone() }),
+    if path.is_dir() {
+        remove_if_dead(&path)?;
     }
+    match path.is_dir().then(|| observe(&path)).transpose()?.flatten() {
+        Some(record) => Ok((path, record)),
+        None => Err(StateError::NotFound { id: id.clone() }),
+    }
+}
+
+/// A record, corrected: a sandbox whose owner is gone has stopped, whatever it wrote last.
+fn observe(directory: &Path) -> Result<Option<Record>, StateError> {
+    let Some(mut record) = read_record(directory)? else { return Ok(None) };
+    if !is_owned(directory)? {
+        record.status = Status::Stopped;
+        record.pid = 0;
+        record.machine_pid = None;
+    }
+    Ok(Some(record))
 }
 
 fn directories(root: &Path) -> Result<Vec<PathBuf>, StateError> {
@@ -72,7 +90,8 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, StateError> {
     Ok(found)
 }
 
-fn read(directory: &Path) -> Result<Option<Record>, StateError> {
+/// The record in a directory.
+pub fn read_record(directory: &Path) -> Result<Option<Record>, StateError> {
     let path = StateDirPaths(directory).record();
     let error = |error| StateError::Read { path: path.clone(), error };
     let file = match File::open(&path) {

@@ -1,0 +1,142 @@
+//! The cgroup of the host that a sandbox is put in: where engines look for its processes and their usage.
+//!
+//! It limits nothing: the container's limits hold in the guest, and the machine's process needs more than they
+//! allow.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// Why a cgroup cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The path leads elsewhere.
+    #[error(
+        "config.json: `linux.cgroupsPath`: `{0}` is not the path of a cgroup: write one such as /sandboxes/name \
+         (the form slice:prefix:name belongs to --systemd-cgroup)"
+    )]
+    Path(PathBuf),
+    /// systemd is wanted and does not run.
+    #[error(
+        "--systemd-cgroup: systemd does not run on this host: let the engine manage cgroups itself \
+         (for Podman: --cgroup-manager cgroupfs)"
+    )]
+    NoSystemd,
+    /// The kernel refused.
+    #[error("cannot {step} the cgroup {}: {error}", path.display())]
+    Kernel {
+        /// What was being done.
+        step: &'static str,
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+/// Checks a path of config.json, and makes it one below the mounts of the hierarchies.
+pub fn check(path: &Path, systemd: bool) -> Result<PathBuf, CgroupError> {
+    if systemd {
+        return Err(CgroupError::NoSystemd);
+    }
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let relative: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    match plain && !relative.as_os_str().is_empty() && !path.to_string_lossy().contains(':') {
+        true => Ok(relative),
+        false => Err(CgroupError::Path(path.into())),
+    }
+}
+
+/// Makes the cgroup in every hierarchy of this host, and puts this process into it.
+pub fn enter(relative: &Path) -> Result<(), CgroupError> {
+    for hierarchy in hierarchies() {
+        let path = hierarchy.join(relative);
+        let error = |step| {
+            let path = path.clone();
+            move |error| CgroupError::Kernel { step, path, error }
+        };
+        fs::create_dir_all(&path).map_err(error("make"))?;
+        inherit_cpuset(&hierarchy, relative).map_err(error("give CPUs to"))?;
+        fs::write(path.join("cgroup.procs"), std::process::id().to_string()).map_err(error("enter"))?;
+    }
+    Ok(())
+}
+
+/// Removes the cgroup, where nothing is in it any more.
+pub fn remove(relative: &Path) {
+    for hierarchy in hierarchies() {
+        // Others may use it still, or have removed it already.
+        let _ = fs::remove_dir(hierarchy.join(relative));
+    }
+}
+
+/// A new cgroup of version 1 has no CPUs and no memory nodes, and takes no process.
+fn inherit_cpuset(hierarchy: &Path, relative: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut directory = hierarchy.to_path_buf();
+        if !directory.join("cpuset.sched_load_balance").exists() {
+            return Ok(());
+        }
+        for part in relative.components() {
+            let inherited = fs::read_to_string(directory.join(file))?;
+            directory.push(part);
+            if fs::read_to_string(directory.join(file))?.trim().is_empty() {
+                fs::write(directory.join(file), inherited.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the hierarchies are mounted: one of version 2, or one for each set of controllers of version 1.
+fn hierarchies() -> Vec<PathBuf> {
+    mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// The mount points of cgroup file systems in the text of `/proc/self/mountinfo`, see proc(5).
+fn mounts(mountinfo: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut before = before.split(' ').skip(3);
+        let (root, point) = (before.next(), before.next());
+        let kind = after.split(' ').next();
+        // Only a hierarchy's own root: a part of one mounted elsewhere is the affair of whoever did that.
+        if let (Some("/"), Some(point), Some("cgroup" | "cgroup2")) = (root, point, kind)
+            && point.starts_with("/sys/fs/cgroup")
+        {
+            found.push(point.into());
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_stays_below_the_mounts() {
+        assert_eq!(check(Path::new("/a/b"), false).unwrap(), Path::new("a/b"));
+        assert_eq!(check(Path::new("a"), false).unwrap(), Path::new("a"));
+        for bad in ["", "/", "../a", "/a/../b", "machine.slice:libpod:x"] {
+            assert!(check(Path::new(bad), false).is_err(), "{bad}");
+        }
+        assert!(check(Path::new("/a"), true).unwrap_err().to_string().contains("cgroupfs"));
+    }
+
+    #[test]
+    fn hierarchies_of_both_versions_are_found() {
+        let text = "\
+24 1 0:22 / /proc rw - proc proc rw
+30 24 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+33 30 0:28 /part /mnt/part rw - cgroup2 cgroup2 rw
+";
+        let expected = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        assert_eq!(mounts(text), expected);
+    }
+}

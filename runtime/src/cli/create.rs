@@ -1,0 +1,115 @@
+//! `sandbox create`.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use sandbox_protocol::RootWrites;
+use sandbox_vmm_api::MachineKind;
+
+use super::plan::{MachineOptions, Wanted, name, plan};
+use super::{Error, Global};
+use crate::client::{self, Created};
+use crate::log::Log;
+use crate::sandbox::{Ending, Plan};
+use crate::spec::Overrides;
+use crate::state::SandboxId;
+
+/// The arguments of `sandbox create`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of the sandbox
+    id: SandboxId,
+    /// The bundle: a directory with config.json and a root file system
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    bundle: PathBuf,
+    #[command(flatten)]
+    engine: Engine,
+    #[command(flatten)]
+    machine: MachineOptions,
+}
+
+/// The options that engines give, as runc has them.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Engine {
+    /// Write the process id of the sandbox to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Send the master of the process's terminal to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Accepted for engines: the guest always pivots
+    #[arg(long, hide = true)]
+    no_pivot: bool,
+    /// Accepted for engines: the guest's keyrings are its own
+    #[arg(long, hide = true)]
+    no_new_keyring: bool,
+    /// Descriptors to pass on: none can be, into a virtual machine
+    #[arg(long, hide = true, default_value_t = 0)]
+    preserve_fds: u32,
+}
+
+/// Makes a sandbox, whose process waits to be started.
+pub fn create(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
+    let wanted = Wanted {
+        id: args.id.clone(),
+        bundle: &args.bundle,
+        overrides: Overrides::default(),
+        // As other runtimes do: engines look at what was written there.
+        writes: RootWrites::Through,
+        machine: &args.machine,
+        timeout: None,
+        detached: true,
+        console_socket: args.engine.console_socket.clone(),
+    };
+    let plan = plan(wanted, global, log)?;
+    let mut on_machine =
+        |kind: MachineKind, reason: &str| log.debug(&format!("machine: {}: {reason}", name(kind)));
+    carry_out(&plan, &args.engine, &mut on_machine)?;
+    Ok(0)
+}
+
+/// Carries a plan out, as far as the start of its process.
+pub fn carry_out(
+    plan: &Plan,
+    engine: &Engine,
+    on_machine: &mut dyn FnMut(MachineKind, &str),
+) -> Result<(), Error> {
+    engine.check()?;
+    match client::create(plan, on_machine)? {
+        Created::Stands { monitor } => engine.write_pid(monitor).inspect_err(|_| {
+            // A sandbox that nobody can find is of no use.
+            let _ = super::delete::by_force(&plan.id, &plan.root);
+        }),
+        Created::Failed(Ending::Failed { message, .. }) => Err(Error::Failed(message)),
+        Created::Failed(Ending::Exited { .. }) => {
+            Err(Error::Failed("the process ended before its start".into()))
+        }
+    }
+}
+
+impl Engine {
+    fn check(&self) -> Result<(), Error> {
+        match self.preserve_fds {
+            0 => Ok(()),
+            _ => Err(Error::Usage(
+                "--preserve-fds: a descriptor of the host cannot be passed into a virtual machine: leave it out"
+                    .into(),
+            )),
+        }
+    }
+
+    /// Writes the process id, so that a reader sees all of it or nothing.
+    pub fn write_pid(&self, pid: u32) -> Result<(), Error> {
+        let Some(path) = &self.pid_file else { return Ok(()) };
+        let error = |error| Error::Write { path: path.clone(), error };
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let new = directory.join(format!(".{name}.new"));
+        let write = || {
+            fs::File::create(&new)?.write_all(pid.to_string().as_bytes())?;
+            fs::rename(&new, path)
+        };
+        write().inspect_err(|_| drop(fs::remove_file(&new))).map_err(error)
+    }
+}
