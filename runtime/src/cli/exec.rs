@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, User};
+use oci_spec::runtime::{Capabilities, Capability, Process, User};
 
 use super::create::Engine;
 use super::plan::absolute;
@@ -118,7 +118,7 @@ fn parse_user(text: &str) -> Result<User, Error> {
 
 /// Adds to all sets but the ambient and the inheritable one, as runc does.
 fn add_capabilities(process: &mut Process, added: &[Capability]) {
-    let mut sets = process.capabilities().clone().unwrap_or_else(LinuxCapabilities::default);
+    let mut sets = process.capabilities().clone().unwrap_or_default();
     let with = |set: &Option<Capabilities>| {
         let mut set = set.clone().unwrap_or_default();
         set.extend(added);

@@ -92,7 +92,7 @@ pub fn attached(
     };
     resize(&added);
     while !ended(&added, &signals) {
-        while let Some(signal) = signals.next() {
+        while let Some(signal) = signals.take() {
             match (signal, &raw) {
                 (Signal::SIGWINCH, _) => resize(&added),
                 (Signal::SIGCONT, Some(raw)) => raw.apply(),

@@ -179,7 +179,7 @@ impl Watch<'_> {
     }
 
     fn pass_signals_on(&mut self, lifeline: &mut UnixStream) {
-        while let Some(signal) = self.signals.next() {
+        while let Some(signal) = self.signals.take() {
             if let (Signal::SIGCONT, Some(terminal)) = (signal, &self.terminal) {
                 // The shell had the terminal while we were stopped.
                 terminal.apply();

@@ -37,7 +37,7 @@ pub fn pass_on(terminal: Option<OwnedFd>, sender: Sender) -> io::Result<Option<R
     thread::spawn("signals", move || {
         loop {
             let _ = rustix::event::poll(&mut [PollFd::new(&signals.as_fd(), PollFlags::IN)], None);
-            while let Some(signal) = signals.next() {
+            while let Some(signal) = signals.take() {
                 match (signal, &resizing) {
                     (Signal::SIGWINCH, Some(resize)) => resize.now(),
                     (Signal::SIGWINCH, None) => {}
