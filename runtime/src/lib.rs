@@ -12,6 +12,7 @@
 //! | [`agent`] | the connections of the agent in the guest |
 //! | [`stdio`] | moving the bytes of standard streams; terminals |
 //! | [`cgroup`] | the cgroup of the host that a sandbox is put in |
+//! | [`hooks`] | the hooks that run on the host |
 //! | [`state`] | ids, states, the state directory |
 //!
 //! Nothing here knows KVM: that is `sandbox-vmm`, a process of its own.
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod client;
 pub mod descriptor;
 pub mod exit;
+pub mod hooks;
 pub mod log;
 pub mod machine;
 pub mod monitor;

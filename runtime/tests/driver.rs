@@ -43,6 +43,7 @@ impl Watcher for Nobody {
     fn machine(&mut self, _: MachineKind, _: &str) {}
     fn created(&mut self) {}
     fn started(&mut self) {}
+    fn warn(&mut self, _: &str) {}
 }
 
 impl Case {
@@ -93,6 +94,7 @@ fn plan(vmm: PathBuf, state: &Path) -> Plan {
         console_socket: None,
         cgroup: None,
         annotations: Default::default(),
+        hooks: Default::default(),
         vmm,
         machine: VmConfig {
             machine: MachineChoice::Auto,

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::{Error, Global};
+use crate::log::Log;
 use crate::sandbox::Request;
 use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned};
-use crate::{cgroup, monitor, process};
+use crate::{cgroup, hooks, monitor, process};
 
 /// How long a sandbox may take to end after its process was killed.
 const END_TIME: Duration = Duration::from_secs(20);
@@ -100,6 +101,9 @@ fn remove(directory: &Path, record: &Record) -> Result<(), Error> {
     }
     if let Some(path) = &record.cgroup {
         cgroup::remove(path);
+    }
+    for failed in hooks::run_all("poststop", &record.poststop, record, Status::Stopped) {
+        Log::plain().info(&failed.to_string());
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use sandbox_vmm_api::{MachineChoice, MachineKind, VmConfig, VsockConfig};
 use super::{Error, Global};
 use crate::artefact::Artefact;
 use crate::cgroup;
+use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::quantity::Span;
 use crate::sandbox::{Plan, Times};
@@ -107,6 +108,7 @@ pub fn plan(wanted: Wanted<'_>, global: &Global, log: &Log) -> Result<Plan, Erro
         rootfs: bundle.root().into(),
         root,
         annotations: annotations(bundle.spec()),
+        hooks: HostHooks::of(bundle.spec()),
         vmm,
         machine,
         create,

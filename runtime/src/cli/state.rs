@@ -15,17 +15,10 @@ pub struct Args {
 /// Prints the state of a sandbox, with the fields of the OCI specification and those that runc adds.
 pub fn state(args: &Args, global: &Global) -> Result<u8, Error> {
     let (_, record) = find(&global.root(), &args.id)?;
-    let state = json!({
-        "ociVersion": record.oci_version,
-        "id": record.id,
-        "pid": record.pid,
-        "status": record.status,
-        "bundle": record.bundle,
-        "rootfs": record.rootfs,
-        "created": record.created,
-        "annotations": record.annotations,
-        "owner": "",
-    });
+    let mut state = record.oci_state(record.status);
+    state["rootfs"] = json!(record.rootfs);
+    state["created"] = json!(record.created);
+    state["owner"] = json!("");
     print(&format!("{state:#}\n"))?;
     Ok(0)
 }

@@ -26,6 +26,7 @@ use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::MachineKind;
 
 use crate::descriptor::{self, Ties};
+use crate::log::Log;
 use crate::sandbox::{self, Ending, Ends, Error, Inbox, Plan, Watcher};
 use crate::state::StateDir;
 use crate::stdio::{Saved, open_console};
@@ -139,6 +140,10 @@ impl Watcher for Client {
 
     fn created(&mut self) {
         self.tell(&FromMonitor::Created);
+    }
+
+    fn warn(&mut self, message: &str) {
+        Log::plain().info(message);
     }
 
     fn started(&mut self) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{CallsError, ListenError};
 use crate::cgroup::CgroupError;
+use crate::hooks::HookError;
 use crate::machine::MachineError;
 use crate::printable::printable;
 use crate::state::{Refused, StateError};
@@ -72,6 +73,9 @@ pub enum Error {
     /// The cgroup of the host.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A hook on the host.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The terminal for the engine.
     #[error(transparent)]
     Console(#[from] ConsoleError),

@@ -30,7 +30,8 @@ pub use ready::{Exit, Ready};
 pub use request::{Answer, Request};
 pub use streams::Ends;
 
-use crate::state::StateDir;
+use crate::hooks;
+use crate::state::{StateDir, Status};
 use crate::timings::Timeline;
 
 /// What the driver tells while it goes, to whoever started it.
@@ -41,6 +42,8 @@ pub trait Watcher {
     fn created(&mut self);
     /// The process runs.
     fn started(&mut self);
+    /// Something went wrong that is no reason to end.
+    fn warn(&mut self, message: &str);
 }
 
 /// Leads a sandbox through its whole life. Nothing of it is left when this returns.
@@ -52,11 +55,18 @@ pub fn run(
     watcher: &mut dyn Watcher,
     timeline: &mut Timeline,
 ) -> Ending {
+    // A detached one is removed by somebody else.
+    let gone = (!plan.detached).then(|| (prepared::record_of(&plan), plan.hooks.poststop.clone()));
     let ending = match live(plan, directory, ends, inbox, watcher, timeline) {
         Ok(Exit { status, out_of_memory }) => Ending::Exited { status, out_of_memory },
         Err(error) => Ending::of(&error),
     };
     timeline.mark("clean up");
+    if let Some((record, poststop)) = gone {
+        for failed in hooks::run_all("poststop", &poststop, &record, Status::Stopped) {
+            watcher.warn(&failed.to_string());
+        }
+    }
     ending
 }
 
@@ -73,6 +83,7 @@ fn live(
     timeline.mark("prepare");
     let booted = prepared.boot(inbox, watcher, timeline)?;
     let mut ready = booted.ready(inbox, timeline)?;
+    ready.run_hooks_before()?;
     ready.create(inbox)?;
     timeline.mark("create container");
     watcher.created();
@@ -80,6 +91,8 @@ fn live(
         ready.start(inbox)?;
         timeline.mark("start process");
         watcher.started();
+        ready.run_hooks_after_start(watcher);
+        ready.tell_starter();
     }
     let exit = ready.wait(inbox)?;
     timeline.mark("run");

@@ -8,6 +8,7 @@ use sandbox_protocol::Create;
 use sandbox_vmm_api::VmConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::HostHooks;
 use crate::state::SandboxId;
 
 /// A sandbox to be.
@@ -29,6 +30,8 @@ pub struct Plan {
     pub machine: VmConfig,
     /// The container.
     pub create: Create,
+    /// The hooks that run on the host.
+    pub hooks: HostHooks,
     /// How long things may take.
     pub times: Times,
     /// Whether the sandbox lives on without its client once the container stands: it is then started by another

@@ -28,20 +28,7 @@ pub struct Prepared {
 impl Prepared {
     /// Writes the record and listens for the guest.
     pub fn new(plan: Plan, directory: StateDir, ends: Ends, inbox: &Inbox) -> Result<Self, Error> {
-        let record = Record {
-            oci_version: OCI_VERSION.into(),
-            id: plan.id.clone(),
-            status: Status::Creating,
-            pid: std::process::id(),
-            bundle: plan.bundle.clone(),
-            rootfs: plan.rootfs.clone(),
-            cgroup: plan.cgroup.clone(),
-            annotations: plan.annotations.clone(),
-            created: rfc3339(SystemTime::now()),
-            machine: None,
-            machine_pid: None,
-            kept: false,
-        };
+        let record = record_of(&plan);
         directory.write(&record)?;
         let listening = listen(&directory, inbox)?;
         Ok(Self { plan, record, ends: Some(ends), _listening: listening, directory })
@@ -78,6 +65,25 @@ impl Prepared {
         }
         self.directory.write(&self.record)?;
         Ok(())
+    }
+}
+
+/// What a sandbox shows of itself at first.
+pub(super) fn record_of(plan: &Plan) -> Record {
+    Record {
+        oci_version: OCI_VERSION.into(),
+        id: plan.id.clone(),
+        status: Status::Creating,
+        pid: std::process::id(),
+        bundle: plan.bundle.clone(),
+        rootfs: plan.rootfs.clone(),
+        cgroup: plan.cgroup.clone(),
+        annotations: plan.annotations.clone(),
+        created: rfc3339(SystemTime::now()),
+        machine: None,
+        machine_pid: None,
+        poststop: plan.hooks.poststop.clone(),
+        kept: false,
     }
 }
 

@@ -11,8 +11,9 @@ use super::booted::reply;
 use super::execs::{ExecRequest, Execs};
 use super::prepared::cancels;
 use super::streams::Streams;
-use super::{Answer, Booted, Error, Event, Inbox, Request, Sender};
+use super::{Answer, Booted, Error, Event, Inbox, Prepared, Request, Sender, Watcher};
 use crate::agent::Calls;
+use crate::hooks;
 use crate::state::{Status, Transition};
 
 /// How long a process has to end after it was told to: a second interrupt within it, or its end after SIGKILL,
@@ -100,6 +101,20 @@ impl Ready {
         })
     }
 
+    /// Runs the hooks that come before the container; one that fails ends the sandbox.
+    pub fn run_hooks_before(&self) -> Result<(), Error> {
+        let Prepared { plan, record, .. } = &self.booted.prepared;
+        Ok(hooks::run("createRuntime", &plan.hooks.before, record, Status::Creating)?)
+    }
+
+    /// Runs the hooks that come after the start of the process; one that fails is no reason to end.
+    pub fn run_hooks_after_start(&self, watcher: &mut dyn Watcher) {
+        let Prepared { plan, record, .. } = &self.booted.prepared;
+        for failed in hooks::run_all("poststart", &plan.hooks.poststart, record, Status::Running) {
+            watcher.warn(&failed.to_string());
+        }
+    }
+
     /// Makes the container.
     pub fn create(&mut self, inbox: &Inbox) -> Result<(), Error> {
         let create = self.booted.prepared.plan.create.clone();
@@ -122,12 +137,15 @@ impl Ready {
         let started = self
             .ask(Call::Start { container: self.container() }, "start the process", inbox)
             .and_then(|()| self.booted.prepared.become_(Transition::Started));
-        let told = match &started {
-            Ok(()) => Answer::Done,
-            Err(error) => Answer::refused(error.to_string()),
-        };
-        reply(self.starter.take(), told);
+        if let Err(error) = &started {
+            reply(self.starter.take(), Answer::refused(error.to_string()));
+        }
         started
+    }
+
+    /// Tells whoever wanted the process to run that it does.
+    pub fn tell_starter(&mut self) {
+        reply(self.starter.take(), Answer::Done);
     }
 
     /// Waits for the end of the process.

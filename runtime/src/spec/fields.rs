@@ -28,7 +28,8 @@ use Rule::{Honoured, Ignored, Refused};
 
 const NO_LSM: &str = "the guest kernel has no such security module; the virtual machine is the boundary";
 const NO_ID_MAPS: &str = "user namespaces with id mappings are not supported yet";
-const NO_HOOKS: &str = "hooks are not run yet";
+const GUEST_HOOK: &str =
+    "its program is the host's and would have to run inside the virtual machine; use createRuntime";
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
 const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
 const LATER: &str = "not supported yet";
@@ -78,12 +79,35 @@ pub const FIELDS: &[Field] = &[
     field("mounts[].options", Honoured("a bind mount without `ro` is written through to the host")),
     field("mounts[].uidMappings", Refused(NO_ID_MAPS)),
     field("mounts[].gidMappings", Refused(NO_ID_MAPS)),
-    field("hooks.prestart", Refused(NO_HOOKS)),
-    field("hooks.createRuntime", Refused(NO_HOOKS)),
-    field("hooks.createContainer", Refused(NO_HOOKS)),
-    field("hooks.startContainer", Refused(NO_HOOKS)),
-    field("hooks.poststart", Refused(NO_HOOKS)),
-    field("hooks.poststop", Refused(NO_HOOKS)),
+    field(
+        "hooks.prestart[].path",
+        Honoured(
+            "runs on the host before the container is made; the process id in its state is the sandbox's",
+        ),
+    ),
+    field("hooks.prestart[].args", Honoured("")),
+    field("hooks.prestart[].env", Honoured("")),
+    field("hooks.prestart[].timeout", Honoured("")),
+    field("hooks.createRuntime[].path", Honoured("runs on the host before the container is made")),
+    field("hooks.createRuntime[].args", Honoured("")),
+    field("hooks.createRuntime[].env", Honoured("")),
+    field("hooks.createRuntime[].timeout", Honoured("")),
+    field("hooks.createContainer", Refused(GUEST_HOOK)),
+    field("hooks.startContainer", Refused("it is not run in the guest yet")),
+    field(
+        "hooks.poststart[].path",
+        Honoured("runs on the host when the process runs; a failure is said and no more"),
+    ),
+    field("hooks.poststart[].args", Honoured("")),
+    field("hooks.poststart[].env", Honoured("")),
+    field("hooks.poststart[].timeout", Honoured("")),
+    field(
+        "hooks.poststop[].path",
+        Honoured("runs on the host when the sandbox has been removed; a failure is said and no more"),
+    ),
+    field("hooks.poststop[].args", Honoured("")),
+    field("hooks.poststop[].env", Honoured("")),
+    field("hooks.poststop[].timeout", Honoured("")),
     field("linux.namespaces[].type", Honoured("a type that is left out means the virtual machine's own")),
     field(
         "linux.namespaces[].path",

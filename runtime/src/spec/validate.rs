@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use super::SpecError;
+use crate::hooks::points;
 
 /// The types of mount that the agent makes. A bind mount may have any type: its options say what it is.
 const MOUNT_TYPES: [&str; 9] =
@@ -18,6 +19,7 @@ pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
         spec.process().as_ref().ok_or_else(|| value("process", "it is missing: there is nothing to run"))?;
     check_process(process)?;
     check_namespaces(spec)?;
+    check_hooks(spec)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(index, mount)?;
     }
@@ -47,6 +49,24 @@ pub fn check_process(process: &Process) -> Result<(), SpecError> {
         no_zero(&path, variable)?;
         if !variable.contains('=') {
             return Err(value(&path, &format!("`{variable}` is not NAME=VALUE")));
+        }
+    }
+    Ok(())
+}
+
+fn check_hooks(spec: &Spec) -> Result<(), SpecError> {
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    for (point, list) in points(hooks) {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            let path = format!("hooks.{point}[{index}]");
+            if !hook.path().is_absolute() {
+                let why = format!("`{}` is not an absolute path", hook.path().display());
+                return Err(value(&format!("{path}.path"), &why));
+            }
+            if let Some(timeout) = hook.timeout().filter(|seconds| *seconds <= 0) {
+                let why = format!("{timeout} is not a number of seconds above zero");
+                return Err(value(&format!("{path}.timeout"), &why));
+            }
         }
     }
     Ok(())

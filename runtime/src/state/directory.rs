@@ -297,20 +297,7 @@ mod tests {
     }
 
     fn record(text: &str) -> Record {
-        Record {
-            oci_version: "1.2.1".into(),
-            id: id(text),
-            status: Status::Running,
-            pid: 1,
-            bundle: "/bundle".into(),
-            rootfs: "/bundle/rootfs".into(),
-            cgroup: None,
-            annotations: Default::default(),
-            created: String::new(),
-            machine: None,
-            machine_pid: None,
-            kept: false,
-        }
+        Record::for_tests(text)
     }
 
     /// What a killed monitor leaves.

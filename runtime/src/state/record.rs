@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use oci_spec::runtime::Hook;
 use sandbox_vmm_api::MachineKind;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{SandboxId, Status};
 
@@ -43,9 +45,46 @@ pub struct Record {
     /// The machine's process id on the host, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_pid: Option<u32>,
+    /// The hooks to run when it has been removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poststop: Vec<Hook>,
     /// Whether it stays after the sandbox's end, until it is deleted.
     #[serde(default)]
     pub kept: bool,
+}
+
+impl Record {
+    /// The state as the OCI specification lays it out (runtime.md, "State"), for hooks and for `sandbox state`.
+    pub fn oci_state(&self, status: Status) -> Value {
+        json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": status,
+            "pid": self.pid,
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        })
+    }
+
+    /// A record for tests.
+    #[cfg(test)]
+    pub fn for_tests(id: &str) -> Self {
+        Self {
+            oci_version: OCI_VERSION.into(),
+            id: id.parse().unwrap(),
+            status: Status::Running,
+            pid: 1,
+            bundle: "/".into(),
+            rootfs: "/rootfs".into(),
+            cgroup: None,
+            annotations: BTreeMap::new(),
+            created: String::new(),
+            machine: None,
+            machine_pid: None,
+            poststop: Vec::new(),
+            kept: false,
+        }
+    }
 }
 
 /// A time as RFC 3339 in UTC with microseconds, as runc writes it.

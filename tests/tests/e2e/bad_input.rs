@@ -50,10 +50,9 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
         ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
         ("/process/scheduler", json!({"policy": "SCHED_FIFO", "priority": 1}), "process.scheduler"),
-        ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks.poststop"),
+        ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "hooks.createContainer"),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1000, "size": 1}]), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
-        ("/linux/cgroupsPath", json!("/x"), "linux.cgroupsPath"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
         ("/linux/resources/blockIO", json!({"weight": 10}), "linux.resources.blockIO"),
         (

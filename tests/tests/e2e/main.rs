@@ -5,6 +5,7 @@ mod bad_input;
 mod fields;
 mod files;
 mod guide;
+mod hooks;
 mod information;
 mod machine;
 mod many;
