@@ -59,7 +59,6 @@ impl HostHooks {
 }
 
 /// The hooks of a configuration with the names of their points.
-#[expect(clippy::type_complexity, reason = "it is a table")]
 pub fn points(hooks: &Hooks) -> [(&'static str, &Option<Vec<Hook>>); 6] {
     [
         ("prestart", hooks.prestart()),
