@@ -42,12 +42,7 @@ fn set_up<'a>(create: &'a Create, namespaces: Namespaces, cgroup: &Path) -> Resu
     let root = rootfs::assemble(spec, create.root)?;
     let terminal = fill(spec, process, &root, namespaces, cgroup)?;
     rootfs::enter(spec, &root)?;
-    Ok(Workload {
-        process,
-        seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()),
-        user: create.user.as_deref(),
-        terminal,
-    })
+    Ok(Workload { process, linux: spec.linux().as_ref(), user: create.user.as_deref(), terminal })
 }
 
 /// A session of its own, with nothing of the agent's signals; modes are as they are asked for.

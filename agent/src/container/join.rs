@@ -12,6 +12,7 @@ use super::beneath::Root;
 use super::channel;
 use super::init::begin_session;
 use super::namespaces::Namespaces;
+use super::scheduling;
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::workload::{self, Workload};
@@ -42,6 +43,7 @@ fn set_up<'a>(
     init: &OwnedFd,
 ) -> Result<Workload<'a>, SetupError> {
     begin_session()?;
+    scheduling::take_final_cpus(process.exec_cpu_affinity().as_ref())?;
     workload::set_oom_score(process)?;
     let kinds = ThreadNameSpaceType::from_bits_retain(namespaces.join_flags() as u32);
     rustix::thread::move_into_thread_name_spaces(init.as_fd(), kinds)
@@ -50,12 +52,7 @@ fn set_up<'a>(
         Some(true) => Some(Terminal::open(&own_root()?, process)?),
         _ => None,
     };
-    Ok(Workload {
-        process,
-        seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()),
-        user: None,
-        terminal,
-    })
+    Ok(Workload { process, linux: spec.linux().as_ref(), user: None, terminal })
 }
 
 fn own_root() -> Result<Root, SetupError> {

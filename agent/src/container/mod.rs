@@ -10,7 +10,7 @@
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`] |
-//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`command`], [`terminal`] |
+//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`command`], [`terminal`] |
 
 pub mod cgroup;
 pub mod channel;
@@ -34,6 +34,7 @@ mod mounts;
 mod namespaces;
 mod rlimits;
 mod rootfs;
+mod scheduling;
 mod seccomp;
 mod setup;
 mod sysctl;
@@ -57,6 +58,7 @@ use crate::stdio::ChildStdio;
 use cgroup::{Cgroup, CgroupError};
 use clone::{Cloned, clone_into};
 use namespaces::{NamespaceError, Namespaces};
+use scheduling::{InitialCpus, SchedulingError};
 
 /// A container that stands, runs, or has stopped and not been deleted.
 #[derive(Debug)]
@@ -98,6 +100,9 @@ pub enum SpawnError {
     /// The cgroup could not be prepared.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The process cannot be born where it is to run.
+    #[error(transparent)]
+    Scheduling(#[from] SchedulingError),
     /// The line to the child could not be made.
     #[error("cannot make the line to the container's process: {0}")]
     Channel(rustix::io::Errno),
@@ -142,14 +147,22 @@ pub fn spawn_exec(
 ) -> Result<Spawned, SpawnError> {
     let namespaces = namespaces_of(&container.spec)?;
     let (agent_end, child_end) = channel::pair().map_err(SpawnError::Channel)?;
-    let born_into = PidNamespace::enter(namespaces, &init.pidfd)?;
     let home = container.cgroup.home_of(init.pid)?;
+    let born_into = PidNamespace::enter(namespaces, &init.pidfd)?;
+    let born_on = match InitialCpus::take(process) {
+        Ok(cpus) => cpus,
+        Err(e) => {
+            born_into.leave()?;
+            return Err(e.into());
+        }
+    };
     // SAFETY: the agent has one thread.
     let cloned = unsafe { clone_into(0, home.as_fd()) };
     if let Ok(Cloned::Child) = cloned {
         become_child(&child_end, &stdio, &[init.pidfd.as_raw_fd()]);
         join::run(&container.spec, process, namespaces, &init.pidfd, &child_end, &stdio)
     }
+    born_on.leave();
     born_into.leave()?;
     match cloned.map_err(SpawnError::Clone)? {
         Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, channel: agent_end }),

@@ -10,6 +10,7 @@ use super::hidden::HiddenError;
 use super::mounts::MountError;
 use super::rlimits::RlimitError;
 use super::rootfs::RootError;
+use super::scheduling::SchedulingError;
 use super::seccomp::SeccompFilterError;
 use super::sysctl::SysctlError;
 use super::terminal::TerminalError;
@@ -52,6 +53,9 @@ pub enum SetupError {
     /// Resource limits.
     #[error(transparent)]
     Rlimit(#[from] RlimitError),
+    /// How the kernel runs the process.
+    #[error(transparent)]
+    Scheduling(#[from] SchedulingError),
     /// The system call filter.
     #[error(transparent)]
     Seccomp(#[from] SeccompFilterError),

@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::{Linux, Process};
 use rustix::fs::{FileType, Mode, Uid, fchown, fstat};
 use rustix::thread::Gid;
 
@@ -16,7 +16,7 @@ use super::filter_program::Program;
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::user::{Accounts, User};
-use super::{rlimits, seccomp};
+use super::{rlimits, scheduling, seccomp};
 use crate::stdio::ChildStdio;
 
 /// The mode that files are made without where the configuration has none.
@@ -27,8 +27,8 @@ const DEFAULT_UMASK: u32 = 0o022;
 pub struct Workload<'a> {
     /// Its configuration.
     pub process: &'a Process,
-    /// The system call filter of its container.
-    pub seccomp: Option<&'a LinuxSeccomp>,
+    /// What its container has of Linux: the system call filter, the personality.
+    pub linux: Option<&'a Linux>,
     /// A user to look up in the container, instead of the configured one.
     pub user: Option<&'a str>,
     /// Its terminal.
@@ -50,7 +50,9 @@ impl Workload<'_> {
         let (user, environment) = self.user_and_environment()?;
         self.take_streams(stdio, &user)?;
         rlimits::set(self.process.rlimits().as_deref().unwrap_or_default())?;
-        let filter = self.seccomp.map(seccomp::compile).transpose()?;
+        scheduling::apply(self.process, self.linux)?;
+        let filter = self.linux.and_then(|linux| linux.seccomp().as_ref());
+        let filter = filter.map(seccomp::compile).transpose()?;
         let filter = self.restrict(filter)?;
         self.become_user(&user)?;
         self.ready(environment, filter)

@@ -33,6 +33,7 @@ const GUEST_HOOK: &str =
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
 const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
 const LATER: &str = "not supported yet";
+const GUEST_CPUS: &str = "numbers of the virtual machine's CPUs; for `exec`";
 const REAL_TIME: &str = "the guest kernel has no real-time group scheduling";
 
 /// Every field of the OCI runtime specification 1.2.
@@ -67,9 +68,22 @@ pub const FIELDS: &[Field] = &[
     field("process.user.username", Refused(NO_OTHER_OS)),
     field("process.apparmorProfile", Refused(NO_LSM)),
     field("process.selinuxLabel", Refused(NO_LSM)),
-    field("process.scheduler", Refused(LATER)),
-    field("process.ioPriority", Refused(LATER)),
-    field("process.execCPUAffinity", Refused(LATER)),
+    field("process.scheduler.policy", Honoured("all but SCHED_ISO, which Linux does not have")),
+    field("process.scheduler.nice", Honoured("")),
+    field("process.scheduler.priority", Honoured("")),
+    field(
+        "process.scheduler.flags",
+        Honoured(
+            "reset-on-fork and deadline overruns are `SCHED_RESET_ON_FORK` and `SCHED_FLAG_D_L_OVERRUN` so far",
+        ),
+    ),
+    field("process.scheduler.runtime", Honoured("")),
+    field("process.scheduler.deadline", Honoured("")),
+    field("process.scheduler.period", Honoured("")),
+    field("process.ioPriority.class", Honoured("")),
+    field("process.ioPriority.priority", Honoured("")),
+    field("process.execCPUAffinity.initial", Honoured(GUEST_CPUS)),
+    field("process.execCPUAffinity.final", Honoured(GUEST_CPUS)),
     field("mounts[].destination", Honoured("")),
     field("mounts[].type", Honoured("bind, proc, sysfs, tmpfs, devpts, mqueue, cgroup")),
     field(
@@ -183,7 +197,8 @@ pub const FIELDS: &[Field] = &[
     field("linux.seccomp.listenerMetadata", Refused("it belongs to `listenerPath`, which is not supported")),
     field("linux.intelRdt", Refused("the virtual machine has no cache allocation of its own")),
     field("linux.memoryPolicy", Refused("the virtual machine has one memory node")),
-    field("linux.personality", Refused(LATER)),
+    field("linux.personality.domain", Honoured("")),
+    field("linux.personality.flags", Refused("the specification defines none")),
     field("solaris", Refused(NO_OTHER_OS)),
     field("windows", Refused(NO_OTHER_OS)),
     field("freebsd", Refused(NO_OTHER_OS)),

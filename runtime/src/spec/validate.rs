@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{
+    LinuxIOPriority, LinuxNamespaceType, LinuxSchedulerPolicy as Policy, Mount, Process, Scheduler, Spec,
+};
 
 use super::SpecError;
 use crate::hooks::points;
@@ -51,7 +53,44 @@ pub fn check_process(process: &Process) -> Result<(), SpecError> {
             return Err(value(&path, &format!("`{variable}` is not NAME=VALUE")));
         }
     }
-    Ok(())
+    process.scheduler().as_ref().map_or(Ok(()), check_scheduler)?;
+    process.io_priority().as_ref().map_or(Ok(()), check_io_priority)
+}
+
+/// Each policy has parameters of its own. One that does not belong to it would have no effect.
+fn check_scheduler(scheduler: &Scheduler) -> Result<(), SpecError> {
+    let policy = *scheduler.policy();
+    let error = |field: &str, why: String| Err(value(&format!("process.scheduler.{field}"), &why));
+    let real_time = matches!(policy, Policy::SchedFifo | Policy::SchedRr);
+    let nice = scheduler.nice().unwrap_or(0);
+    let priority = scheduler.priority().unwrap_or(0);
+    let times = [
+        ("runtime", scheduler.runtime()),
+        ("deadline", scheduler.deadline()),
+        ("period", scheduler.period()),
+    ];
+    let time = times.into_iter().find(|(_, time)| time.is_some_and(|time| time != 0));
+    match time {
+        _ if policy == Policy::SchedIso => error("policy", "Linux has no SCHED_ISO".into()),
+        _ if !(-20..=19).contains(&nice) => error("nice", format!("{nice} is not from -20 to 19")),
+        _ if real_time && !(1..=99).contains(&priority) => {
+            error("priority", format!("{priority} is not from 1 to 99, as {policy} needs it"))
+        }
+        _ if !real_time && priority != 0 => {
+            error("priority", format!("{policy} has none: only SCHED_FIFO and SCHED_RR do"))
+        }
+        Some((field, _)) if policy != Policy::SchedDeadline => {
+            error(field, format!("{policy} has none: only SCHED_DEADLINE does"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_io_priority(wanted: &LinuxIOPriority) -> Result<(), SpecError> {
+    match wanted.priority() {
+        0..=7 => Ok(()),
+        other => Err(value("process.ioPriority.priority", &format!("{other} is not from 0 to 7"))),
+    }
 }
 
 fn check_hooks(spec: &Spec) -> Result<(), SpecError> {
@@ -160,6 +199,28 @@ mod tests {
             ("/process/args", json!(["a", "b\0"]), "`process.args[1]`: it contains a zero"),
             ("/process/env", json!(["A=1", "B"]), "`process.env[1]`: `B` is not NAME=VALUE"),
             ("/process/cwd", json!("tmp"), "`process.cwd`: `tmp` is not an absolute"),
+            ("/process/scheduler", json!({"policy": "SCHED_ISO"}), "`process.scheduler.policy`"),
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_OTHER", "nice": 20}),
+                "`process.scheduler.nice`: 20",
+            ),
+            ("/process/scheduler", json!({"policy": "SCHED_RR"}), "`process.scheduler.priority`: 0 is not"),
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_BATCH", "priority": 1}),
+                "`process.scheduler.priority`: SCHED_BATCH has none",
+            ),
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_FIFO", "priority": 1, "period": 1}),
+                "`process.scheduler.period`: SCHED_FIFO has none",
+            ),
+            (
+                "/process/ioPriority",
+                json!({"class": "IOPRIO_CLASS_BE", "priority": 8}),
+                "`process.ioPriority.priority`: 8 is not",
+            ),
             ("/root", json!(null), "`root`: it is missing"),
             ("/root/path", json!("nowhere"), "`root.path`"),
             ("/root/path", json!("file"), "is not a directory"),

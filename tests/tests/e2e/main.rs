@@ -10,5 +10,6 @@ mod information;
 mod machine;
 mod many;
 mod running;
+mod scheduling;
 mod streams;
 mod terminal;
