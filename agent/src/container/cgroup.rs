@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::device_filter::{self, DeviceFilterError};
-use super::limits::{self, LimitError, Setting};
+use super::limits::{self, LimitError, Offered, Setting};
 use crate::boot::CGROUP_MOUNT;
 
 /// The cgroup could not be made or used.
@@ -37,13 +37,21 @@ pub enum CgroupError {
     #[error("{field}: the guest's kernel refuses {value:?} in {file}: {source}")]
     Refused {
         /// Where in config.json it stands.
-        field: &'static str,
+        field: String,
         /// The file of the cgroup.
         file: String,
         /// What was written.
         value: String,
         /// Why not.
         source: io::Error,
+    },
+    /// The kernel has no such limit.
+    #[error("{field}: the guest's kernel has no {file}")]
+    Missing {
+        /// Where in config.json it stands.
+        field: String,
+        /// The file of the cgroup.
+        file: String,
     },
     /// The device rules were refused.
     #[error(transparent)]
@@ -82,7 +90,9 @@ impl Cgroup {
 
     fn apply(&self, linux: Option<&Linux>) -> Result<(), CgroupError> {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
-        for setting in resources.map(limits::settings).transpose()?.unwrap_or_default() {
+        for setting in
+            resources.map(|r| limits::settings(r, &self.offered())).transpose()?.unwrap_or_default()
+        {
             self.set(&setting)?;
         }
         let rules = resources.and_then(|r| r.devices().as_deref()).unwrap_or_default();
@@ -91,15 +101,25 @@ impl Cgroup {
 
     /// Sets one limit.
     pub(super) fn set(&self, setting: &Setting) -> Result<(), CgroupError> {
-        match std::fs::write(self.path.join(&setting.file), &setting.value) {
+        let (field, file) = (setting.field.clone(), setting.file.clone());
+        // Not to be made where it is missing: the kernel would answer that with a refusal.
+        let opened = File::options().write(true).open(self.path.join(&file));
+        match opened.and_then(|mut opened| opened.write_all(setting.value.as_bytes())) {
             // A kernel without swap has no limit of it, and none is needed.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && setting.file == limits::SWAP_FILE => Ok(()),
-            written => written.map_err(|source| CgroupError::Refused {
-                field: setting.field,
-                file: setting.file.clone(),
-                value: setting.value.clone(),
-                source,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && file == limits::SWAP_FILE => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(CgroupError::Missing { field, file }),
+            written => written.map_err(|source| {
+                let value = setting.value.clone();
+                CgroupError::Refused { field, file, value, source }
             }),
+        }
+    }
+
+    /// What the kernel offers to it.
+    pub(super) fn offered(&self) -> Offered {
+        Offered {
+            controllers: self.read("cgroup.controllers").unwrap_or_default(),
+            bfq: self.path.join(limits::BFQ_WEIGHT_FILE).exists(),
         }
     }
 

@@ -1,6 +1,10 @@
 //! `linux.resources`, as what is written to the files of a cgroup of version 2.
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use std::collections::HashMap;
+
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, LinuxThrottleDevice,
+};
 
 /// The file of the limit on swap, which a kernel without swap does not have.
 pub const SWAP_FILE: &str = "memory.swap.max";
@@ -26,8 +30,29 @@ pub enum LimitError {
     #[error("linux.resources.memory.swap needs linux.resources.memory.limit")]
     SwapWithoutMemory,
     /// The name is not that of a file of a cgroup.
-    #[error("linux.resources.unified: {0:?} is not the name of a cgroup file")]
+    #[error("linux.resources.unified.{0}: it is not the name of a cgroup file, such as memory.high")]
     UnifiedName(String),
+    /// The file belongs to no controller of the guest.
+    #[error(
+        "linux.resources.unified.{file}: the guest's kernel has no such controller: it has {controllers}"
+    )]
+    NoController {
+        /// The file.
+        file: String,
+        /// What the guest has.
+        controllers: String,
+    },
+    /// The file is not a limit: the agent itself needs it.
+    #[error("linux.resources.unified.{0}: it is no limit: the sandbox uses it to run the container")]
+    Reserved(String),
+    /// The size of a page is none.
+    #[error("{field}: {size:?} is not a size of pages, such as 2MB")]
+    PageSize {
+        /// Where in config.json it stands.
+        field: String,
+        /// What stands there.
+        size: String,
+    },
 }
 
 /// What is written to a file of a cgroup.
@@ -38,11 +63,45 @@ pub struct Setting {
     /// The text.
     pub value: String,
     /// Where in config.json it comes from.
-    pub field: &'static str,
+    pub field: String,
+}
+
+impl Setting {
+    /// The text that puts the file back to what it was; `before` is what could be read then.
+    ///
+    /// A file with a line for each device takes one line at a time.
+    pub fn undo(&self, before: &str) -> String {
+        let key = self.value.split_whitespace().next().unwrap_or_default();
+        let line = |key: &str| before.lines().find(|line| line.split_whitespace().next() == Some(key));
+        match self.file.as_str() {
+            THROTTLE_FILE => line(key)
+                .map_or_else(|| format!("{key} rbps=max wbps=max riops=max wiops=max"), str::to_owned),
+            WEIGHT_FILE | BFQ_WEIGHT_FILE if key.contains(':') => {
+                line(key).map_or_else(|| format!("{key} default"), str::to_owned)
+            }
+            WEIGHT_FILE | BFQ_WEIGHT_FILE => line("default").unwrap_or(before).to_owned(),
+            _ => before.to_owned(),
+        }
+    }
+}
+
+const THROTTLE_FILE: &str = "io.max";
+const WEIGHT_FILE: &str = "io.weight";
+
+/// The weight of the scheduler for disks that not every kernel has.
+pub const BFQ_WEIGHT_FILE: &str = "io.bfq.weight";
+
+/// What the guest's kernel offers to a cgroup.
+#[derive(Debug, Default)]
+pub struct Offered {
+    /// The controllers, in the words of `cgroup.controllers`.
+    pub controllers: String,
+    /// Whether weights are those of the BFQ scheduler.
+    pub bfq: bool,
 }
 
 /// Translates the configured limits.
-pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, LimitError> {
+pub fn settings(resources: &LinuxResources, offered: &Offered) -> Result<Vec<Setting>, LimitError> {
     let mut all = Settings(Vec::new());
     if let Some(memory) = resources.memory() {
         all.memory(memory)?;
@@ -53,13 +112,12 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, LimitError> 
     if let Some(pids) = resources.pids() {
         all.add("pids.max", Some(max_if(pids.limit(), pids.limit() <= 0)), "linux.resources.pids.limit");
     }
-    for (file, value) in resources.unified().iter().flatten() {
-        let plain =
-            file.contains('.') && file.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        if !plain || file.starts_with('.') {
-            return Err(LimitError::UnifiedName(file.clone()));
-        }
-        all.add(file, Some(value.clone()), "linux.resources.unified");
+    all.hugepages(resources.hugepage_limits().as_deref().unwrap_or_default())?;
+    if let Some(block) = resources.block_io() {
+        all.block(block, offered.bfq);
+    }
+    if let Some(unified) = resources.unified() {
+        all.unified(unified, &offered.controllers)?;
     }
     Ok(all.0)
 }
@@ -67,9 +125,9 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, LimitError> 
 struct Settings(Vec<Setting>);
 
 impl Settings {
-    fn add(&mut self, file: &str, value: Option<impl ToString>, field: &'static str) {
+    fn add(&mut self, file: &str, value: Option<impl ToString>, field: &str) {
         if let Some(value) = value {
-            self.0.push(Setting { file: file.to_owned(), value: value.to_string(), field });
+            self.0.push(Setting { file: file.to_owned(), value: value.to_string(), field: field.to_owned() });
         }
     }
 
@@ -103,6 +161,82 @@ impl Settings {
         self.add("cpuset.cpus", some_text(cpu.cpus()), "linux.resources.cpu.cpus");
         self.add("cpuset.mems", some_text(cpu.mems()), "linux.resources.cpu.mems");
     }
+
+    /// Pages that are in use, and pages that are promised.
+    fn hugepages(&mut self, limits: &[LinuxHugepageLimit]) -> Result<(), LimitError> {
+        for (index, limit) in limits.iter().enumerate() {
+            let field = format!("linux.resources.hugepageLimits[{index}]");
+            let size = limit.page_size();
+            if size.is_empty() || !size.bytes().all(|b| b.is_ascii_alphanumeric()) {
+                return Err(LimitError::PageSize { field: format!("{field}.pageSize"), size: size.clone() });
+            }
+            for file in ["max", "rsvd.max"] {
+                self.add(&format!("hugetlb.{size}.{file}"), Some(limit.limit()), &field);
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, block: &LinuxBlockIo, bfq: bool) {
+        let field = |name: &str| format!("linux.resources.blockIO.{name}");
+        let file = if bfq { BFQ_WEIGHT_FILE } else { WEIGHT_FILE };
+        let scaled = |weight: u16| if bfq { weight.into() } else { weight_of_blkio(weight) };
+        let weight = block.weight().filter(|weight| *weight != 0);
+        self.add(file, weight.map(scaled), &field("weight"));
+        for (index, device) in block.weight_device().iter().flatten().enumerate() {
+            let weight = device.weight().filter(|weight| *weight != 0);
+            let line = weight.map(|w| format!("{}:{} {}", device.major(), device.minor(), scaled(w)));
+            self.add(file, line, &field(&format!("weightDevice[{index}]")));
+        }
+        for (name, key, devices) in [
+            ("throttleReadBpsDevice", "rbps", block.throttle_read_bps_device()),
+            ("throttleWriteBpsDevice", "wbps", block.throttle_write_bps_device()),
+            ("throttleReadIOPSDevice", "riops", block.throttle_read_iops_device()),
+            ("throttleWriteIOPSDevice", "wiops", block.throttle_write_iops_device()),
+        ] {
+            for (index, device) in devices.iter().flatten().enumerate() {
+                self.add(THROTTLE_FILE, Some(throttle(device, key)), &field(&format!("{name}[{index}]")));
+            }
+        }
+    }
+
+    fn unified(&mut self, unified: &HashMap<String, String>, controllers: &str) -> Result<(), LimitError> {
+        let mut files: Vec<_> = unified.iter().collect();
+        files.sort_unstable();
+        for (file, value) in files {
+            let plain = file.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+            let controller = match file.split_once('.') {
+                Some((controller, name)) if plain && !controller.is_empty() && !name.is_empty() => controller,
+                _ => return Err(LimitError::UnifiedName(file.clone())),
+            };
+            if controller == "cgroup" && !CORE_LIMITS.contains(&file.as_str()) {
+                return Err(LimitError::Reserved(file.clone()));
+            }
+            if controller != "cgroup" && !controllers.split_whitespace().any(|known| known == controller) {
+                let controllers = controllers.trim().to_owned();
+                return Err(LimitError::NoController { file: file.clone(), controllers });
+            }
+            self.add(file, Some(value), &format!("linux.resources.unified.{file}"));
+        }
+        Ok(())
+    }
+}
+
+/// The files that belong to no controller and are limits all the same.
+const CORE_LIMITS: [&str; 2] = ["cgroup.max.depth", "cgroup.max.descendants"];
+
+/// One limit of one device. No rate at all is no limit.
+fn throttle(device: &LinuxThrottleDevice, key: &str) -> String {
+    let rate = match device.rate() {
+        0 => "max".to_owned(),
+        rate => rate.to_string(),
+    };
+    format!("{}:{} {key}={rate}", device.major(), device.minor())
+}
+
+/// Weights of 10 to 1000 become weights of 1 to 10000, as in runc.
+fn weight_of_blkio(weight: u16) -> u64 {
+    1 + (u64::from(weight).clamp(10, 1000) - 10) * 9_999 / 990
 }
 
 fn max_if(value: i64, unlimited: bool) -> String {
@@ -135,7 +269,8 @@ mod tests {
 
     fn written(json: &str) -> Result<Vec<(String, String)>, LimitError> {
         let resources: LinuxResources = serde_json::from_str(json).unwrap();
-        Ok(settings(&resources)?.into_iter().map(|s| (s.file, s.value)).collect())
+        let offered = Offered { controllers: "cpuset memory\n".into(), bfq: false };
+        Ok(settings(&resources, &offered)?.into_iter().map(|s| (s.file, s.value)).collect())
     }
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -173,10 +308,63 @@ mod tests {
 
     #[test]
     fn a_unified_name_is_no_path() {
-        assert!(written(r#"{"unified": {"memory.high": "1"}}"#).is_ok());
-        for bad in ["../memory.max", "a/b.c", ".x", "tasks"] {
-            let json = format!(r#"{{"unified": {{"{bad}": "1"}}}}"#);
-            assert_eq!(written(&json), Err(LimitError::UnifiedName(bad.into())));
+        let unified = |file: &str| written(&format!(r#"{{"unified": {{"{file}": "1"}}}}"#));
+        assert_eq!(unified("memory.high").unwrap(), pairs(&[("memory.high", "1")]));
+        assert_eq!(unified("cgroup.max.depth").unwrap(), pairs(&[("cgroup.max.depth", "1")]));
+        for bad in ["../memory.max", "memory./x", "a/b.c", ".x", "tasks", "memory."] {
+            assert_eq!(unified(bad), Err(LimitError::UnifiedName(bad.into())));
         }
+        assert_eq!(unified("cgroup.freeze"), Err(LimitError::Reserved("cgroup.freeze".into())));
+        let message = unified("disk.max").unwrap_err().to_string();
+        assert!(message.starts_with("linux.resources.unified.disk.max: "), "{message}");
+        assert!(message.ends_with("it has cpuset memory"), "{message}");
+    }
+
+    #[test]
+    fn huge_pages_are_limited_in_use_and_as_promised() {
+        let got = written(r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}"#).unwrap();
+        assert_eq!(got, pairs(&[("hugetlb.2MB.max", "4194304"), ("hugetlb.2MB.rsvd.max", "4194304")]));
+        let bad = written(r#"{"hugepageLimits": [{"pageSize": "../2MB", "limit": 1}]}"#).unwrap_err();
+        assert!(bad.to_string().starts_with("linux.resources.hugepageLimits[0].pageSize: "), "{bad}");
+    }
+
+    const BLOCK: &str = r#"{"blockIO": {"weight": 10, "weightDevice": [{"major": 7, "minor": 0, "weight": 1000}],
+        "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}],
+        "throttleWriteBpsDevice": [{"major": 8, "minor": 1, "rate": 0}],
+        "throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": 6}],
+        "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}]}}"#;
+
+    #[test]
+    fn weights_and_throttles_of_devices() {
+        let expected = pairs(&[
+            ("io.weight", "1"),
+            ("io.weight", "7:0 10000"),
+            ("io.max", "8:0 rbps=5"),
+            ("io.max", "8:1 wbps=max"),
+            ("io.max", "8:0 riops=6"),
+            ("io.max", "8:0 wiops=7"),
+        ]);
+        assert_eq!(written(BLOCK).unwrap(), expected);
+        let resources: LinuxResources = serde_json::from_str(BLOCK).unwrap();
+        let bfq = settings(&resources, &Offered { bfq: true, ..Offered::default() }).unwrap();
+        assert_eq!((bfq[1].file.as_str(), bfq[1].value.as_str()), (BFQ_WEIGHT_FILE, "7:0 1000"));
+        assert_eq!(bfq[4].field, "linux.resources.blockIO.throttleReadIOPSDevice[0]");
+    }
+
+    #[test]
+    fn a_device_is_put_back_by_its_own_line() {
+        let setting = |file: &str, value: &str| Setting {
+            file: file.into(),
+            value: value.into(),
+            field: String::new(),
+        };
+        let throttle = setting("io.max", "8:0 rbps=5");
+        assert_eq!(throttle.undo("7:0 rbps=1\n8:0 rbps=9 wbps=max\n"), "8:0 rbps=9 wbps=max");
+        assert_eq!(throttle.undo(""), "8:0 rbps=max wbps=max riops=max wiops=max");
+        let weights = "default 50\n8:0 70\n";
+        assert_eq!(setting("io.weight", "3").undo(weights), "default 50");
+        assert_eq!(setting("io.weight", "8:0 3").undo(weights), "8:0 70");
+        assert_eq!(setting("io.weight", "8:1 3").undo(weights), "8:1 default");
+        assert_eq!(setting("memory.max", "3").undo("max\n"), "max\n");
     }
 }

@@ -43,7 +43,7 @@ impl Container {
         let linux = self.spec.linux().as_ref();
         let old = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
         let complete = complete(&asked, &old);
-        let settings = limits::settings(&complete)?;
+        let settings = limits::settings(&complete, &self.cgroup.offered())?;
         check_use(&complete, &self.cgroup)?;
         let new = merged(&old, &asked)?;
         write(&self.cgroup, &settings)?;
@@ -134,7 +134,8 @@ fn write(cgroup: &Cgroup, settings: &[Setting]) -> Result<(), CgroupError> {
     let written = write_in_any_order(cgroup, settings);
     if written.is_err() {
         let old = settings.iter().zip(before).filter_map(|(setting, value)| {
-            Some(Setting { file: setting.file.clone(), value: value?, field: setting.field })
+            let value = setting.undo(&value?);
+            Some(Setting { file: setting.file.clone(), value, field: setting.field.clone() })
         });
         // Nothing is left to be done where the kernel does not take its own words back.
         let _ = write_in_any_order(cgroup, &old.collect::<Vec<_>>());
@@ -160,7 +161,10 @@ mod tests {
 
     fn written(old: &str, asked: &str) -> Result<Vec<(String, String)>, LimitError> {
         let complete = complete(&asked_for(&resources(asked)), &resources(old));
-        Ok(limits::settings(&complete)?.into_iter().map(|s| (s.file, s.value)).collect())
+        Ok(limits::settings(&complete, &limits::Offered::default())?
+            .into_iter()
+            .map(|s| (s.file, s.value))
+            .collect())
     }
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {

@@ -32,7 +32,7 @@ const GUEST_HOOK: &str =
     "its program is the host's and would have to run inside the virtual machine; use createRuntime";
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
 const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
-const LATER: &str = "not supported yet";
+const GUEST_DEVICE: &str = "a device of the guest, not of the host";
 const GUEST_CPUS: &str = "numbers of the virtual machine's CPUs; for `exec`";
 const REAL_TIME: &str = "the guest kernel has no real-time group scheduling";
 
@@ -132,7 +132,7 @@ pub const FIELDS: &[Field] = &[
     field("linux.timeOffsets", Refused("time namespaces are not supported yet")),
     field("linux.devices[].type", Honoured("")),
     field("linux.devices[].path", Honoured("")),
-    field("linux.devices[].major", Honoured("a device of the guest, not of the host")),
+    field("linux.devices[].major", Honoured(GUEST_DEVICE)),
     field("linux.devices[].minor", Honoured("")),
     field("linux.devices[].fileMode", Honoured("")),
     field("linux.devices[].uid", Honoured("")),
@@ -169,11 +169,32 @@ pub const FIELDS: &[Field] = &[
     field("linux.resources.cpu.realtimeRuntime", Refused(REAL_TIME)),
     field("linux.resources.cpu.realtimePeriod", Refused(REAL_TIME)),
     field("linux.resources.pids.limit", Honoured("")),
-    field("linux.resources.blockIO", Refused(LATER)),
-    field("linux.resources.hugepageLimits", Refused(LATER)),
+    field("linux.resources.blockIO.weight", Honoured("")),
+    field("linux.resources.blockIO.leafWeight", Refused(V1_ONLY)),
+    field("linux.resources.blockIO.weightDevice[].major", Honoured(GUEST_DEVICE)),
+    field("linux.resources.blockIO.weightDevice[].minor", Honoured("")),
+    field("linux.resources.blockIO.weightDevice[].weight", Honoured("")),
+    field("linux.resources.blockIO.weightDevice[].leafWeight", Refused(V1_ONLY)),
+    field("linux.resources.blockIO.throttleReadBpsDevice[].major", Honoured(GUEST_DEVICE)),
+    field("linux.resources.blockIO.throttleReadBpsDevice[].minor", Honoured("")),
+    field("linux.resources.blockIO.throttleReadBpsDevice[].rate", Honoured("")),
+    field("linux.resources.blockIO.throttleWriteBpsDevice[].major", Honoured(GUEST_DEVICE)),
+    field("linux.resources.blockIO.throttleWriteBpsDevice[].minor", Honoured("")),
+    field("linux.resources.blockIO.throttleWriteBpsDevice[].rate", Honoured("")),
+    field("linux.resources.blockIO.throttleReadIOPSDevice[].major", Honoured(GUEST_DEVICE)),
+    field("linux.resources.blockIO.throttleReadIOPSDevice[].minor", Honoured("")),
+    field("linux.resources.blockIO.throttleReadIOPSDevice[].rate", Honoured("")),
+    field("linux.resources.blockIO.throttleWriteIOPSDevice[].major", Honoured(GUEST_DEVICE)),
+    field("linux.resources.blockIO.throttleWriteIOPSDevice[].minor", Honoured("")),
+    field("linux.resources.blockIO.throttleWriteIOPSDevice[].rate", Honoured("")),
+    field("linux.resources.hugepageLimits[].pageSize", Honoured("")),
+    field("linux.resources.hugepageLimits[].limit", Honoured("of pages in use, and of pages promised")),
     field("linux.resources.network", Refused(V1_ONLY)),
     field("linux.resources.rdma", Refused("the virtual machine has no RDMA device")),
-    field("linux.resources.unified", Refused(LATER)),
+    field(
+        "linux.resources.unified.*",
+        Honoured("files of the guest's controllers, `cgroup.max.depth` and `cgroup.max.descendants`"),
+    ),
     field("linux.sysctl.*", Honoured("")),
     field("linux.maskedPaths", Honoured("")),
     field("linux.readonlyPaths", Honoured("")),

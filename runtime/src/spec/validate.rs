@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxIOPriority, LinuxNamespaceType, LinuxSchedulerPolicy as Policy, Mount, Process, Scheduler, Spec,
+    LinuxBlockIo, LinuxIOPriority, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy as Policy, Mount,
+    Process, Scheduler, Spec,
 };
 
 use super::SpecError;
@@ -22,6 +23,9 @@ pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
     check_process(process)?;
     check_namespaces(spec)?;
     check_hooks(spec)?;
+    if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        check_resources(resources)?;
+    }
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(index, mount)?;
     }
@@ -127,6 +131,48 @@ fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
+fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
+    for (index, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
+        let size = limit.page_size();
+        if !is_page_size(size) {
+            let why = format!("`{size}` is not a number and KB, MB or GB");
+            return Err(value(&format!("linux.resources.hugepageLimits[{index}].pageSize"), &why));
+        }
+        if limit.limit() < 0 {
+            let path = format!("linux.resources.hugepageLimits[{index}].limit");
+            return Err(value(&path, "it is negative"));
+        }
+    }
+    // Whether there is such a controller, the guest knows.
+    for file in resources.unified().iter().flat_map(|unified| unified.keys()) {
+        let plain = file.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !plain || !file.contains('.') {
+            let why = "it is not the name of a cgroup file, such as memory.high";
+            return Err(value(&format!("linux.resources.unified.{file}"), why));
+        }
+    }
+    resources.block_io().as_ref().map_or(Ok(()), check_block)
+}
+
+fn is_page_size(text: &str) -> bool {
+    let number = ["KB", "MB", "GB"].iter().find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn check_block(block: &LinuxBlockIo) -> Result<(), SpecError> {
+    let devices = block.weight_device().iter().flatten().enumerate();
+    let of_devices =
+        devices.map(|(index, device)| (format!("weightDevice[{index}].weight"), device.weight()));
+    for (name, weight) in std::iter::once(("weight".into(), block.weight())).chain(of_devices) {
+        // As ever, 0 is none.
+        if weight.is_some_and(|weight| weight != 0 && !(10..=1000).contains(&weight)) {
+            let why = format!("{} is not from 10 to 1000", weight.unwrap_or_default());
+            return Err(value(&format!("linux.resources.blockIO.{name}"), &why));
+        }
+    }
+    Ok(())
+}
+
 fn check_mount(index: usize, mount: &Mount) -> Result<(), SpecError> {
     let destination = mount.destination();
     if !destination.is_absolute() {
@@ -192,6 +238,9 @@ mod tests {
     #[test]
     fn each_rule_has_its_error() {
         let namespaces = |types: &[&str]| json!({"namespaces": types.iter().map(|t| json!({"type": t})).collect::<Vec<_>>()});
+        let unified = |file: &str| json!({"resources": {"unified": {file: "1"}}});
+        let pages = |size: &str, limit: i64| json!({"resources": {"hugepageLimits": [{"pageSize": size, "limit": limit}]}});
+        let block = |block: Value| json!({"resources": {"blockIO": block}});
         for (pointer, new, wanted) in [
             ("/process", json!(null), "`process`: it is missing"),
             ("/process/args", json!([]), "`process.args`: it is empty"),
@@ -228,6 +277,16 @@ mod tests {
             ("/mounts", json!([{"destination": "/a"}]), "`mounts[0].type`: it is missing"),
             ("/mounts", json!([{"destination": "/a", "type": "nfs"}]), "`mounts[0].type`: not supported"),
             ("/linux", namespaces(&["pid", "pid"]), "`linux.namespaces[1].type`: `pid` is there twice"),
+            ("/linux", unified("a/b"), "`linux.resources.unified.a/b`: it is not"),
+            ("/linux", unified("tasks"), "`linux.resources.unified.tasks`: it is not"),
+            ("/linux", pages("2M", 1), "`linux.resources.hugepageLimits[0].pageSize`: `2M`"),
+            ("/linux", pages("2MB", -1), "`linux.resources.hugepageLimits[0].limit`: it is negative"),
+            ("/linux", block(json!({"weight": 9})), "`linux.resources.blockIO.weight`: 9 is not"),
+            (
+                "/linux",
+                block(json!({"weightDevice": [{"major": 1, "minor": 1, "weight": 1001}]})),
+                "`linux.resources.blockIO.weightDevice[0].weight`: 1001 is not",
+            ),
             ("/linux", namespaces(&["user"]), "`linux.namespaces[0].type`: not supported"),
         ] {
             let message = error(|config| match pointer.rsplit_once('/') {

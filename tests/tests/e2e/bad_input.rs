@@ -54,11 +54,11 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1000, "size": 1}]), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
-        ("/linux/resources/blockIO", json!({"weight": 10}), "linux.resources.blockIO"),
+        ("/linux/resources/blockIO", json!({"weight": 9}), "linux.resources.blockIO.weight"),
         (
             "/linux/resources/hugepageLimits",
-            json!([{"pageSize": "2MB", "limit": 1}]),
-            "linux.resources.hugepageLimits",
+            json!([{"pageSize": "/2MB", "limit": 1}]),
+            "linux.resources.hugepageLimits[0].pageSize",
         ),
         (
             "/linux/namespaces",
