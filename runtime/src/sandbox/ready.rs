@@ -243,7 +243,7 @@ impl Ready {
                 let signal = rustix::process::Signal::KILL.as_raw();
                 self.for_exec(&process, Request::Signal { signal, all: false })
             }
-            Event::ClientGone if self.booted.prepared.plan.detached => Ok(()),
+            Event::ClientGone if self.booted.prepared.record.kept => Ok(()),
             Event::ClientGone => Err(Error::ClientGone),
         }
     }
