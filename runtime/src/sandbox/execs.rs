@@ -89,6 +89,11 @@ impl Execs {
         Ok(())
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a process is there.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

@@ -18,6 +18,7 @@ mod plan;
 mod prepared;
 mod ready;
 mod request;
+mod requests;
 mod streams;
 
 pub use booted::Booted;

@@ -8,8 +8,8 @@ use sandbox_protocol::{Call, ExitStatus, FromAgent, Outcome, StreamHello};
 use sandbox_vmm_api::VmEvent;
 
 use super::booted::reply;
-use super::execs::{ExecRequest, Execs};
-use super::prepared::cancels;
+use super::execs::Execs;
+use super::requests::answer_of;
 use super::streams::Streams;
 use super::{Answer, Booted, Error, Event, Inbox, Prepared, Request, Sender, Watcher};
 use crate::agent::Calls;
@@ -22,6 +22,9 @@ pub const STOP_TIME: Duration = Duration::from_secs(10);
 
 /// How long the output of a process that ended may stand still.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// How long added processes may take to be gone after the container's own.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// How often a drain is looked at.
 const DRAIN_POLL: Duration = Duration::from_secs(1);
@@ -48,26 +51,26 @@ pub struct Exit {
 #[derive(Debug)]
 pub struct Ready {
     // First, so that the machine is gone when the streams are dropped.
-    booted: Booted,
-    calls: Calls<Asked>,
+    pub(super) booted: Booted,
+    pub(super) calls: Calls<Asked>,
     streams: Streams,
-    execs: Execs,
+    pub(super) execs: Execs,
     /// Who waits for the process to be started.
-    starter: Option<SyncSender<Answer>>,
-    sender: Sender,
+    pub(super) starter: Option<SyncSender<Answer>>,
+    pub(super) sender: Sender,
     /// Connections that nobody expected.
     stray: usize,
     /// The answer to the request that the driver itself waits for.
     answer: Option<Outcome>,
-    exit: Option<Exit>,
-    interrupted: Option<Instant>,
+    pub(super) exit: Option<Exit>,
+    pub(super) interrupted: Option<Instant>,
     /// When the machine is cut off.
-    cut: Option<Instant>,
+    pub(super) cut: Option<Instant>,
 }
 
 /// Who asked the agent for something.
 #[derive(Debug)]
-enum Asked {
+pub(super) enum Asked {
     /// The driver, which waits.
     Driver,
     /// Somebody outside, who may wait.
@@ -180,6 +183,16 @@ impl Ready {
                 return Err(Error::NoDrain(DRAIN_TIME));
             }
         }
+        self.settle_execs(inbox)
+    }
+
+    /// Added processes end with the container; whoever asked for them hears of it, if that takes no time.
+    fn settle_execs(&mut self, inbox: &Inbox) -> Result<(), Error> {
+        let deadline = Instant::now() + SETTLE_TIME;
+        while !self.execs.is_empty() {
+            let Some(event) = inbox.next(Some(deadline)) else { return Ok(()) };
+            self.handle(event, inbox)?;
+        }
         Ok(())
     }
 
@@ -262,44 +275,6 @@ impl Ready {
         }
     }
 
-    fn exec(&mut self, request: ExecRequest) -> Result<(), Error> {
-        if let Some(refusal) = self.not_running() {
-            let _ = request.asker.try_send(refusal);
-            return Ok(());
-        }
-        let (name, asker) = (request.name.clone(), request.asker.clone());
-        match self.execs.add(request, &self.container(), self.sender.clone()) {
-            Ok(exec) => Ok(self.calls.ask(Call::Exec(Box::new(exec)), Asked::Exec(name))?),
-            Err(refusal) => {
-                let _ = asker.try_send(refusal);
-                Ok(())
-            }
-        }
-    }
-
-    /// Passes on what concerns an added process, as long as that is there.
-    fn for_exec(&mut self, process: &str, request: Request) -> Result<(), Error> {
-        if !self.execs.has(process) {
-            return Ok(());
-        }
-        let (container, process) = (self.container(), process.to_owned());
-        let call = match request {
-            Request::Signal { signal, .. } => Call::Signal { container, process, signal, all: false },
-            Request::Resize { width, height } => Call::Resize { container, process, width, height },
-            _ => return Ok(()),
-        };
-        Ok(self.calls.ask(call, Asked::Outside(None))?)
-    }
-
-    /// Why nothing can be asked of the container's processes now.
-    fn not_running(&self) -> Option<Answer> {
-        match self.booted.prepared.record.status {
-            Status::Running if self.exit.is_none() => None,
-            Status::Running => Some(Answer::refused("container not running: its process has ended")),
-            status => Some(Answer::refused(format!("container not running: it is {}", status.name()))),
-        }
-    }
-
     fn heard(&mut self, message: FromAgent) -> Result<(), Error> {
         match message {
             FromAgent::Reply(answer) => match self.calls.answered(answer)? {
@@ -332,92 +307,7 @@ impl Ready {
         Ok(())
     }
 
-    fn requested(&mut self, request: Request, asker: Option<SyncSender<Answer>>) -> Result<(), Error> {
-        let status = self.booted.prepared.record.status;
-        let attended = !self.booted.prepared.plan.detached;
-        if attended
-            && status != Status::Running
-            && let Some(signal) = cancels(&request)
-        {
-            reply(asker, Answer::Done);
-            return Err(Error::Cancelled(signal));
-        }
-        let (container, process) = (self.container(), String::new());
-        let call = match request {
-            Request::Start => {
-                self.start_wanted(asker);
-                return Ok(());
-            }
-            Request::Exec { .. } => {
-                reply(asker, Answer::refused("it came without its standard streams"));
-                return Ok(());
-            }
-            Request::Pause => return self.becomes(Transition::Paused, Call::Pause { container }, asker),
-            Request::Resume => return self.becomes(Transition::Resumed, Call::Resume { container }, asker),
-            Request::Processes => Call::Processes { container },
-            Request::Stats => Call::Stats { container },
-            Request::Update { resources } => Call::Update { container, resources },
-            Request::Resize { width, height } => Call::Resize { container, process, width, height },
-            Request::Signal { signal, all } => {
-                if signal == rustix::process::Signal::KILL.as_raw() {
-                    self.cut.get_or_insert(Instant::now() + STOP_TIME);
-                }
-                Call::Signal { container, process, signal, all }
-            }
-            Request::Interrupt => {
-                let now = Instant::now();
-                if self.interrupted.is_some_and(|before| now.duration_since(before) < STOP_TIME) {
-                    return Err(Error::Interrupted);
-                }
-                self.interrupted = Some(now);
-                Call::Signal { container, process, signal: rustix::process::Signal::INT.as_raw(), all: false }
-            }
-        };
-        Ok(self.calls.ask(call, Asked::Outside(asker))?)
-    }
-
-    fn start_wanted(&mut self, asker: Option<SyncSender<Answer>>) {
-        match self.booted.prepared.record.status {
-            Status::Created if self.starter.is_none() && asker.is_some() => self.starter = asker,
-            status => {
-                let why = format!("cannot start a container that is {}", status.name());
-                reply(asker, Answer::refused(why));
-            }
-        }
-    }
-
-    fn becomes(
-        &mut self,
-        transition: Transition,
-        call: Call,
-        asker: Option<SyncSender<Answer>>,
-    ) -> Result<(), Error> {
-        match self.booted.prepared.record.status.after(transition) {
-            Ok(_) => Ok(self.calls.ask(call, Asked::Becomes(transition, asker))?),
-            Err(refused) => {
-                reply(asker, Answer::refused(refused.to_string()));
-                Ok(())
-            }
-        }
-    }
-
-    fn container(&self) -> String {
+    pub(super) fn container(&self) -> String {
         self.booted.prepared.plan.create.container.clone()
-    }
-}
-
-fn answer_of(outcome: Outcome) -> Answer {
-    match outcome {
-        Outcome::Done => Answer::Done,
-        Outcome::Failed(failure) => Answer::refused(failure.message),
-        Outcome::Processes(processes) => data(&processes),
-        Outcome::Stats(stats) => data(&stats),
-    }
-}
-
-fn data(value: &impl serde::Serialize) -> Answer {
-    match serde_json::to_value(value) {
-        Ok(value) => Answer::Data { value },
-        Err(error) => Answer::refused(error.to_string()),
     }
 }

@@ -23,13 +23,14 @@ pub struct ConsoleError {
 /// Makes a terminal and sends its master over a socket, with its name as the message, as runc does.
 ///
 /// The slave becomes this process's controlling terminal, so that a change of the window's size is a signal to
-/// it; the process must be the leader of a session without one.
+/// it, where the process is the leader of a session without one.
 pub fn open(socket: &Path) -> Result<OwnedFd, ConsoleError> {
     let error = |step| move |error: io::Error| ConsoleError { path: socket.into(), step, error };
     let (master, slave, name) = pair().map_err(error("make a terminal"))?;
     let connection = UnixStream::connect(socket).map_err(error("connect"))?;
     descriptor::send(&connection, &name, &[master.as_fd()]).map_err(error("send the terminal"))?;
-    rustix::process::ioctl_tiocsctty(&slave).map_err(|e| error("take the terminal")(e.into()))?;
+    // A command that a shell runs is no leader: it has to do without the signal.
+    let _ = rustix::process::ioctl_tiocsctty(&slave);
     Ok(slave)
 }
 
