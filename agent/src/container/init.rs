@@ -8,12 +8,13 @@ use rustix::fs::Mode;
 use sandbox_protocol::Create;
 
 use super::beneath::{Kind, Root};
+use super::hooks::StartHooks;
 use super::mounts::{self, Surroundings};
 use super::namespaces::Namespaces;
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::workload::{self, Workload};
-use super::{channel, devices, hidden, network, rootfs, sysctl};
+use super::{channel, devices, hidden, network, rootfs, sysctl, time};
 use crate::stdio::ChildStdio;
 
 /// Sets the container up and executes its program, or says why not and ends.
@@ -41,8 +42,10 @@ fn set_up<'a>(create: &'a Create, namespaces: Namespaces, cgroup: &Path) -> Resu
     name(spec, namespaces)?;
     let root = rootfs::assemble(spec, create.root)?;
     let terminal = fill(spec, process, &root, namespaces, cgroup)?;
+    let hooks =
+        StartHooks::of(spec, &create.container).map_err(SetupError::step("prepare hooks.startContainer"))?;
     rootfs::enter(spec, &root)?;
-    Ok(Workload { process, linux: spec.linux().as_ref(), user: create.user.as_deref(), terminal })
+    Ok(Workload { process, linux: spec.linux().as_ref(), user: create.user.as_deref(), terminal, hooks })
 }
 
 /// A session of its own, with nothing of the agent's signals; modes are as they are asked for.
@@ -58,6 +61,9 @@ fn name(spec: &Spec, namespaces: Namespaces) -> Result<(), SetupError> {
         // SAFETY: this process has one thread and shares no file descriptors with any other.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
             .map_err(SetupError::step("make a cgroup namespace"))?;
+    }
+    if namespaces.has(LinuxNamespaceType::Time) {
+        time::make(spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref()))?;
     }
     if let Some(hostname) = spec.hostname().as_ref().filter(|name| !name.is_empty()) {
         rustix::system::sethostname(hostname.as_bytes())

@@ -52,7 +52,7 @@ fn set_up<'a>(
         Some(true) => Some(Terminal::open(&own_root()?, process)?),
         _ => None,
     };
-    Ok(Workload { process, linux: spec.linux().as_ref(), user: None, terminal })
+    Ok(Workload { process, linux: spec.linux().as_ref(), user: None, terminal, hooks: None })
 }
 
 fn own_root() -> Result<Root, SetupError> {

@@ -9,8 +9,8 @@
 //! | what can be had at all | [`namespaces`], [`check`] |
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
-//! | kernel settings | [`sysctl`], [`network`] |
-//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`command`], [`terminal`] |
+//! | kernel settings | [`sysctl`], [`network`], [`time`] |
+//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
 
 pub mod cgroup;
 pub mod channel;
@@ -26,6 +26,7 @@ mod device_filter;
 mod devices;
 mod filter_program;
 mod hidden;
+mod hooks;
 mod init;
 mod join;
 mod limits;
@@ -39,6 +40,7 @@ mod seccomp;
 mod setup;
 mod sysctl;
 mod terminal;
+mod time;
 mod update;
 mod user;
 mod workload;

@@ -48,10 +48,11 @@ impl Namespaces {
 
     /// The flags to clone its first process with.
     ///
-    /// The cgroup namespace is left out: its root is the cgroup of whoever makes it, so the child makes it
-    /// itself, once it is in its cgroup.
+    /// Two are left out, which the child makes itself. The root of a cgroup namespace is the cgroup of whoever makes
+    /// it, so the child must be in its cgroup. The clocks of a time namespace are fixed when somebody is in it, so
+    /// the child must still be outside.
     pub fn clone_flags(self) -> u64 {
-        (self.flags & !libc::CLONE_NEWCGROUP) as u64
+        (self.flags & !(libc::CLONE_NEWCGROUP | libc::CLONE_NEWTIME)) as u64
     }
 
     /// The flags with which one more process joins. The pid namespace is left out: a process is born into it.
@@ -68,7 +69,8 @@ fn flag(kind: Type) -> Option<i32> {
         Type::Ipc => Some(libc::CLONE_NEWIPC),
         Type::Pid => Some(libc::CLONE_NEWPID),
         Type::Network => Some(libc::CLONE_NEWNET),
-        Type::User | Type::Time => None,
+        Type::Time => Some(libc::CLONE_NEWTIME),
+        Type::User => None,
     }
 }
 
@@ -90,16 +92,17 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_and_pid_namespaces_are_made_and_joined_in_their_own_way() {
-        let found = namespaces(&[Type::Mount, Type::Pid, Type::Cgroup]).unwrap();
+    fn cgroup_time_and_pid_namespaces_are_made_and_joined_in_their_own_way() {
+        let found = namespaces(&[Type::Mount, Type::Pid, Type::Cgroup, Type::Time]).unwrap();
         assert_eq!(found.clone_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64);
-        assert_eq!(found.join_flags(), libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP);
+        let joined = libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWTIME;
+        assert_eq!(found.join_flags(), joined);
         assert!(found.has(Type::Cgroup) && !found.has(Type::Network));
     }
 
     #[test]
     fn what_cannot_be_had_is_refused() {
         assert_eq!(namespaces(&[Type::Pid]), Err(NamespaceError::NoMount));
-        assert_eq!(namespaces(&[Type::Mount, Type::Time]), Err(NamespaceError::Unsupported(Type::Time)));
+        assert_eq!(namespaces(&[Type::Mount, Type::User]), Err(NamespaceError::Unsupported(Type::User)));
     }
 }

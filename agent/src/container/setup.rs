@@ -7,6 +7,7 @@ use super::capabilities::CapabilityError;
 use super::command::CommandError;
 use super::devices::DeviceError;
 use super::hidden::HiddenError;
+use super::hooks::HookError;
 use super::mounts::MountError;
 use super::rlimits::RlimitError;
 use super::rootfs::RootError;
@@ -59,6 +60,9 @@ pub enum SetupError {
     /// The system call filter.
     #[error(transparent)]
     Seccomp(#[from] SeccompFilterError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The command.
     #[error(transparent)]
     Command(#[from] CommandError),

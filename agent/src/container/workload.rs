@@ -13,6 +13,7 @@ use super::capabilities::Sets;
 use super::channel;
 use super::command::{self, CommandError, Strings};
 use super::filter_program::Program;
+use super::hooks::{self, StartHooks};
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::user::{Accounts, User};
@@ -33,6 +34,8 @@ pub struct Workload<'a> {
     pub user: Option<&'a str>,
     /// Its terminal.
     pub terminal: Option<Terminal>,
+    /// What is to be run before its program.
+    pub hooks: Option<StartHooks<'a>>,
 }
 
 impl Workload<'_> {
@@ -41,7 +44,7 @@ impl Workload<'_> {
     /// It returns only where something fails.
     pub fn run(self, channel: &OwnedFd, stdio: &ChildStdio) -> SetupError {
         match self.prepare(stdio) {
-            Ok(ready) => ready.execute(channel, self.terminal.as_ref()),
+            Ok(ready) => ready.execute(channel, self.terminal.as_ref(), self.hooks.as_ref()),
             Err(e) => e,
         }
     }
@@ -167,10 +170,22 @@ struct Ready {
 }
 
 impl Ready {
-    fn execute(self, channel: &OwnedFd, terminal: Option<&Terminal>) -> SetupError {
+    fn execute(
+        self,
+        channel: &OwnedFd,
+        terminal: Option<&Terminal>,
+        hooks: Option<&StartHooks<'_>>,
+    ) -> SetupError {
         let master = terminal.map(|terminal| terminal.master.as_raw_fd());
         if let Err(e) = channel::ready_and_wait(channel, master) {
             return SetupError::step::<std::io::Error>("wait for the start")(e);
+        }
+        if let Some(hooks) = hooks {
+            let done = hooks.run();
+            hooks::reap_orphans();
+            if let Err(e) = done {
+                return e.into();
+            }
         }
         if let Some(filter) = &self.filter
             && let Err(e) = seccomp::load(filter)

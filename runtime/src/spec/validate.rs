@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxBlockIo, LinuxIOPriority, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy as Policy, Mount,
-    Process, Scheduler, Spec,
+    LinuxBlockIo, LinuxIOPriority, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy as Policy,
+    LinuxTimeOffset, Mount, Process, Scheduler, Spec,
 };
 
 use super::SpecError;
@@ -15,6 +15,11 @@ use crate::hooks::points;
 /// The types of mount that the agent makes. A bind mount may have any type: its options say what it is.
 const MOUNT_TYPES: [&str; 9] =
     ["bind", "none", "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// The clocks that a time namespace has of its own.
+const CLOCKS: [&str; 2] = ["monotonic", "boottime"];
+
+const NANOS_PER_SECOND: u32 = 1_000_000_000;
 
 /// Checks a configuration. Returns the directory of the root file system.
 pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
@@ -120,12 +125,35 @@ fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
     for (index, namespace) in namespaces.unwrap_or_default().iter().enumerate() {
         let path = format!("linux.namespaces[{index}].type");
-        if matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+        if namespace.typ() == LinuxNamespaceType::User {
             let reason = format!("{} namespaces are not supported yet", namespace.typ());
             return Err(SpecError::Unsupported { path, reason });
         }
         if !seen.insert(namespace.typ()) {
             return Err(value(&path, &format!("`{}` is there twice", namespace.typ())));
+        }
+    }
+    let offsets = spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref());
+    check_time_offsets(offsets.into_iter().flatten(), seen.contains(&LinuxNamespaceType::Time))
+}
+
+fn check_time_offsets<'a>(
+    offsets: impl Iterator<Item = (&'a String, &'a LinuxTimeOffset)>,
+    own_time: bool,
+) -> Result<(), SpecError> {
+    for (clock, offset) in offsets {
+        let path = format!("linux.timeOffsets.{clock}");
+        if !own_time {
+            return Err(value(
+                &path,
+                "it needs a time namespace: add {\"type\": \"time\"} to linux.namespaces",
+            ));
+        }
+        if !CLOCKS.contains(&clock.as_str()) {
+            return Err(value(&path, "the clocks of a time namespace are monotonic and boottime"));
+        }
+        if offset.nanosecs().is_some_and(|nanos| nanos >= NANOS_PER_SECOND) {
+            return Err(value(&format!("{path}.nanosecs"), "it is a second or more"));
         }
     }
     Ok(())
@@ -238,6 +266,7 @@ mod tests {
     #[test]
     fn each_rule_has_its_error() {
         let namespaces = |types: &[&str]| json!({"namespaces": types.iter().map(|t| json!({"type": t})).collect::<Vec<_>>()});
+        let clock = |clock: &str, nanos: u32| json!({"namespaces": [{"type": "time"}], "timeOffsets": {clock: {"nanosecs": nanos}}});
         let unified = |file: &str| json!({"resources": {"unified": {file: "1"}}});
         let pages = |size: &str, limit: i64| json!({"resources": {"hugepageLimits": [{"pageSize": size, "limit": limit}]}});
         let block = |block: Value| json!({"resources": {"blockIO": block}});
@@ -287,6 +316,13 @@ mod tests {
                 block(json!({"weightDevice": [{"major": 1, "minor": 1, "weight": 1001}]})),
                 "`linux.resources.blockIO.weightDevice[0].weight`: 1001 is not",
             ),
+            (
+                "/linux",
+                json!({"timeOffsets": {"boottime": {"secs": 1}}}),
+                "`linux.timeOffsets.boottime`: it needs a time namespace",
+            ),
+            ("/linux", clock("realtime", 0), "`linux.timeOffsets.realtime`: the clocks"),
+            ("/linux", clock("monotonic", 1_000_000_000), "`linux.timeOffsets.monotonic.nanosecs`: it is"),
             ("/linux", namespaces(&["user"]), "`linux.namespaces[0].type`: not supported"),
         ] {
             let message = error(|config| match pointer.rsplit_once('/') {

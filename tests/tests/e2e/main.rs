@@ -12,5 +12,6 @@ mod many;
 mod resources;
 mod running;
 mod scheduling;
+mod start_hooks;
 mod streams;
 mod terminal;

@@ -95,3 +95,53 @@ fn one_more_process_runs_on_the_cpus_it_is_given() {
     sandbox.verb(["kill", &sandbox.id, "KILL"]).expect_code(0);
     container.wait();
 }
+
+/// Three weeks, far from any uptime of a guest.
+const OFFSET_SECONDS: u64 = 21 * 24 * 3600;
+
+#[test]
+fn clocks_of_a_time_namespace() {
+    let sandbox = sandbox("time").config(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+        config["linux"]["timeOffsets"] = json!({
+            "boottime": {"secs": OFFSET_SECONDS, "nanosecs": 5},
+            "monotonic": {"secs": OFFSET_SECONDS / 3},
+        });
+        // A hook is in it too.
+        let args = ["sh", "-c", "cat /proc/uptime >/tmp/uptime"];
+        config["hooks"]["startContainer"] = json!([{"path": "/bin/sh", "args": args, "env": ["PATH=/bin"]}]);
+    });
+    let uptime = |text: &str| text.split('.').next().and_then(|s| s.parse::<u64>().ok()).unwrap();
+    let near = |text: &str| (OFFSET_SECONDS..OFFSET_SECONDS + 3600).contains(&uptime(text));
+    let mut container =
+        sandbox.spawn(["sh", "-c", "cat /proc/uptime /tmp/uptime; echo ready; exec sleep 1000"]);
+    container.wait_for_stdout("ready");
+    let inside = sandbox.verb(["exec", &sandbox.id, "cat", "/proc/uptime", "/proc/self/timens_offsets"]);
+    assert!(near(&inside.out()), "{inside}");
+    let offsets: Vec<String> =
+        inside.out().lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        offsets,
+        [format!("monotonic {} 0", OFFSET_SECONDS / 3), format!("boottime {OFFSET_SECONDS} 5")]
+    );
+    sandbox.verb(["kill", &sandbox.id, "KILL"]).expect_code(0);
+    let outcome = container.wait();
+    assert_eq!(outcome.out().lines().filter(|line| *line != "ready" && near(line)).count(), 2, "{outcome}");
+}
+
+#[test]
+fn a_time_namespace_needs_no_offsets_and_offsets_need_it() {
+    let sandbox = sandbox("time-only").config(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+    });
+    sandbox.run(["true"]).expect_code(0);
+    let behind = sandbox.config(|config| {
+        config["linux"]["timeOffsets"] = json!({"monotonic": {"secs": -1_000_000}});
+    });
+    behind.run(["true"]).expect_error(ERROR, &["linux.timeOffsets.monotonic", "-1000000"]);
+    let without = behind.config(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().pop();
+    });
+    without.run(["true"]).expect_error(ERROR, &["linux.timeOffsets.monotonic", "needs a time namespace"]);
+    without.expect_clean_and_usable();
+}
