@@ -22,6 +22,7 @@ mod beneath;
 mod capabilities;
 mod clone;
 mod command;
+mod copy_up;
 mod device_filter;
 mod devices;
 mod filter_program;

@@ -72,6 +72,8 @@ pub struct MountOptions {
     pub bind: Bind,
     /// Whether it changes a mount that is there.
     pub remount: bool,
+    /// Whether a tmpfs begins with what is in the directory that it hides.
+    pub copy_up: bool,
     /// Attributes of the mount itself.
     pub attributes: Attributes,
     /// Attributes of the mount and of those below it.
@@ -104,7 +106,9 @@ impl MountOptions {
             "rbind" => self.bind = Bind::Recursive,
             "remount" => self.remount = true,
             "defaults" | "silent" | "loud" | "mand" | "nomand" | "" => {}
-            "tmpcopyup" | "idmap" | "ridmap" => return Err(UnsupportedOption(option.to_owned())),
+            "tmpcopyup" => self.copy_up = true,
+            "notmpcopyup" => self.copy_up = false,
+            "idmap" | "ridmap" => return Err(UnsupportedOption(option.to_owned())),
             _ if self.add_propagation(option) || self.add_attribute(option) => {}
             _ => self.add_data(option),
         }
@@ -218,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_refused_and_the_rest_is_for_the_file_system() {
-        assert!(MountOptions::parse(&["tmpcopyup".into()]).is_err());
+        assert!(MountOptions::parse(&["idmap".into()]).is_err());
         let options = parse("sync dirsync newinstance gid=5");
         let flags: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(flags, ["sync", "dirsync", "newinstance", "gid"]);

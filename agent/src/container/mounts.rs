@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{CWD, fstat};
+use rustix::fs::{CWD, OFlags, fstat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -16,6 +16,7 @@ use rustix::mount::{
 };
 
 use super::beneath::{BeneathError, Kind, Root};
+use super::copy_up;
 use super::mount_options::{Attributes, Bind, MountOptions, Propagation, UnsupportedOption};
 
 /// The most bytes of what the kernel says about a mount that it refuses.
@@ -83,6 +84,9 @@ pub enum MountStepError {
         /// What the kernel says.
         reason: String,
     },
+    /// A tmpfs could not be filled.
+    #[error("cannot copy what is there into it (tmpcopyup): {0}")]
+    CopyUp(Errno),
     /// The mount's attributes or propagation were refused.
     #[error("cannot set its attributes: {0}")]
     Attributes(Errno),
@@ -128,12 +132,15 @@ fn make(mount: &Mount, root: &Root, around: Surroundings<'_>) -> Result<(), Moun
         options.attributes.set &= !libc::MOUNT_ATTR_RDONLY;
     }
     if options.remount {
-        let target = root.open(mount.destination(), rustix::fs::OFlags::PATH)?;
+        let target = root.open(mount.destination(), OFlags::PATH)?;
         return set_options(target.as_fd(), &options);
     }
     let tree = tree(mount, &mut options, root, around)?;
     let kind = Kind::of(&tree).map_err(MountStepError::Attach)?;
     let target = root.make(mount.destination(), kind)?;
+    if options.copy_up && mount.typ().as_deref() == Some("tmpfs") {
+        copy_up(root, mount.destination(), &tree)?;
+    }
     set_options(tree.as_fd(), &options)?;
     attach(&tree, target.as_fd()).map_err(MountStepError::Attach)
 }
@@ -164,6 +171,12 @@ fn tree(
         }
         _ => file_system(kind, source_of(mount), &options.data),
     }
+}
+
+/// Fills a tmpfs that is mounted nowhere yet.
+fn copy_up(root: &Root, destination: &Path, tree: &OwnedFd) -> Result<(), MountStepError> {
+    let hidden = root.open(destination, OFlags::DIRECTORY)?;
+    copy_up::copy(hidden.as_fd(), tree.as_fd()).map_err(MountStepError::CopyUp)
 }
 
 fn source_of(mount: &Mount) -> Option<&str> {
@@ -306,6 +319,6 @@ pub fn is_at_dev(mount: &Mount) -> bool {
 fn seal_dev(mount: &Mount, root: &Root) -> Result<(), MountStepError> {
     let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
     let read_only = Attributes { set: options.attributes.set & libc::MOUNT_ATTR_RDONLY, clear: 0 };
-    let target = root.open(mount.destination(), rustix::fs::OFlags::PATH)?;
+    let target = root.open(mount.destination(), OFlags::PATH)?;
     set_attributes(target.as_fd(), read_only, false).map_err(MountStepError::Attributes)
 }
