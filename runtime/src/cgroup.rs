@@ -6,6 +6,12 @@
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a process that has nothing left to do may take to be gone.
+const LAST_TIME: Duration = Duration::from_millis(500);
+
+const POLL: Duration = Duration::from_millis(2);
 
 /// Why a cgroup cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +53,8 @@ pub fn check(path: &Path, systemd: bool) -> Result<PathBuf, CgroupError> {
     }
 }
 
-/// Makes the cgroup in every hierarchy of this host, and puts this process into it.
-pub fn enter(relative: &Path) -> Result<(), CgroupError> {
+/// Makes the cgroup in every hierarchy of this host, and puts processes into it.
+pub fn enter(relative: &Path, processes: impl Iterator<Item = u32> + Clone) -> Result<(), CgroupError> {
     for hierarchy in hierarchies() {
         let path = hierarchy.join(relative);
         let error = |step| {
@@ -57,16 +63,24 @@ pub fn enter(relative: &Path) -> Result<(), CgroupError> {
         };
         fs::create_dir_all(&path).map_err(error("make"))?;
         inherit_cpuset(&hierarchy, relative).map_err(error("give CPUs to"))?;
-        fs::write(path.join("cgroup.procs"), std::process::id().to_string()).map_err(error("enter"))?;
+        for process in processes.clone() {
+            fs::write(path.join("cgroup.procs"), process.to_string()).map_err(error("enter"))?;
+        }
     }
     Ok(())
 }
 
-/// Removes the cgroup, where nothing is in it any more.
+/// Removes the cgroup, where nothing is in it any more. The last of our own processes are given the time to end.
 pub fn remove(relative: &Path) {
+    let deadline = Instant::now() + LAST_TIME;
     for hierarchy in hierarchies() {
         // Others may use it still, or have removed it already.
-        let _ = fs::remove_dir(hierarchy.join(relative));
+        while let Err(error) = fs::remove_dir(hierarchy.join(relative))
+            && error.kind() == io::ErrorKind::ResourceBusy
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(POLL);
+        }
     }
 }
 

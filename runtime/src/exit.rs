@@ -12,6 +12,8 @@
 //! | 1 | any other command failed |
 //! | 2 | any other command was not understood |
 
+use std::os::unix::process::ExitStatusExt;
+
 use crate::sandbox::{Ending, Failure};
 
 /// The process was too slow, as timeout(1) says it.
@@ -50,6 +52,12 @@ pub fn code_of(ending: &Ending) -> u8 {
             Failure::Other => SANDBOX_FAILED,
         },
     }
+}
+
+/// The exit code with which a process ends as another one did.
+pub fn code_of_process(status: std::process::ExitStatus) -> u8 {
+    let signal = status.signal().and_then(|signal| u8::try_from(signal).ok()).unwrap_or(0);
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SIGNAL.saturating_add(signal))
 }
 
 #[cfg(test)]

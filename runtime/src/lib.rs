@@ -33,6 +33,7 @@ pub mod process;
 pub mod quantity;
 pub mod sandbox;
 pub mod spec;
+pub mod stand_in;
 pub mod state;
 pub mod stdio;
 mod thread;

@@ -91,6 +91,7 @@ fn plan(vmm: PathBuf, state: &Path) -> Plan {
         bundle: "/bundle".into(),
         rootfs: "/bundle/rootfs".into(),
         detached: false,
+        stand_in: None,
         console_socket: None,
         cgroup: None,
         annotations: Default::default(),

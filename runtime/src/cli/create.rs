@@ -77,7 +77,7 @@ pub fn carry_out(
 ) -> Result<(), Error> {
     engine.check()?;
     match client::create(plan, on_machine)? {
-        Created::Stands { monitor } => engine.write_pid(monitor).inspect_err(|_| {
+        Created::Stands { pid } => engine.write_pid(pid).inspect_err(|_| {
             // A sandbox that nobody can find is of no use.
             let _ = super::delete::by_force(&plan.id, &plan.root);
         }),

@@ -31,7 +31,7 @@ use crate::log::{Format, Level, Log};
 use crate::monitor::AskError;
 use crate::spec::SpecError;
 use crate::state::{OCI_VERSION, StateError, default_root};
-use crate::{client, descriptor, exit, monitor};
+use crate::{client, descriptor, exit, monitor, stand_in};
 
 /// Run OCI bundles, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -148,7 +148,10 @@ enum Error {
 pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     let args: Vec<_> = args.collect();
     if args.get(1).is_some_and(|first| first == monitor::SUBCOMMAND) {
-        return hidden(monitor::main());
+        return hidden(monitor::main(args.get(2).map(OsString::as_os_str)));
+    }
+    if args.get(1).is_some_and(|first| first == stand_in::SUBCOMMAND) {
+        return hidden(stand_in::main());
     }
     if args.get(1).is_some_and(|first| first == client::HOLDER) {
         return hidden(client::holder());

@@ -117,6 +117,7 @@ pub fn plan(wanted: Wanted<'_>, global: &Global, log: &Log) -> Result<Plan, Erro
             run: wanted.timeout.map(|span| span.0),
         },
         detached: wanted.detached,
+        stand_in: None,
         console_socket: wanted.console_socket.as_deref().map(absolute),
         cgroup: host_cgroup(bundle.spec(), global.systemd_cgroup)?,
         debug: global.debug,

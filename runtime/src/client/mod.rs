@@ -22,11 +22,12 @@ use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::MachineKind;
 
 use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
-use crate::process;
 use crate::sandbox::{Ending, Plan, Request};
+use crate::stand_in::{StandIn, StandInError};
 use crate::state::remove_if_dead;
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
+use crate::{cgroup, process};
 
 /// How long the processes of a killed monitor may take to end by themselves.
 const ORPHAN_TIME: Duration = Duration::from_secs(5);
@@ -45,6 +46,9 @@ pub enum ClientError {
     /// The plan could not be handed over.
     #[error("cannot hand the plan to the monitor: {0}")]
     Plan(FrameError),
+    /// The process that stands for the container.
+    #[error(transparent)]
+    StandIn(#[from] StandInError),
     /// The monitor ended without a word.
     #[error("the sandbox's monitor died ({0}); what it left has been cleaned up")]
     MonitorDied(ExitStatus),
@@ -59,7 +63,7 @@ pub fn run(
     let signals = Signals::block().map_err(host("receive signals"))?;
     process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
-    let monitor = monitor::start(&theirs, false).map_err(host("start the monitor"))?;
+    let monitor = monitor::start(&theirs).map_err(host("start the monitor"))?;
     drop(theirs);
     let mut watch = Watch { plan, signals, terminal: None, on_machine, ended: None };
     // From here on the monitor is waited for, whatever happens: closing the lifeline ends it.
@@ -80,29 +84,38 @@ pub fn run(
     }
 }
 
-/// Makes a sandbox whose process waits to be started, and leaves it to its monitor. Returns the monitor's process
-/// id.
+/// Makes a sandbox whose process waits to be started, and leaves it to its monitor.
 pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Result<Created, ClientError> {
     let host = |step| move |error| ClientError::Host { step, error };
     process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
-    let monitor = monitor::start(&theirs, true).map_err(host("start the monitor"))?;
+    let mut stand_in = StandIn::start(&theirs, plan)?;
     drop(theirs);
-    let told = frame::write(&mut lifeline, plan, MAX_LIFELINE_BYTES).map_err(ClientError::Plan);
+    let mut told = frame::write(&mut lifeline, plan, MAX_LIFELINE_BYTES).map_err(ClientError::Plan);
     let mut ended = None;
     while told.is_ok() {
         match frame::read(&mut lifeline, MAX_LIFELINE_BYTES) {
             Ok(Some(FromMonitor::Machine { kind, reason })) => on_machine(kind, &reason),
-            Ok(Some(FromMonitor::Created)) => return Ok(Created::Stands { monitor: monitor.id() }),
+            Ok(Some(FromMonitor::Created)) => match stand_in.release() {
+                Ok(pid) => return Ok(Created::Stands { pid }),
+                Err(error) => {
+                    stand_in.kill();
+                    told = Err(error.into());
+                }
+            },
             Ok(Some(FromMonitor::Started)) => {}
             Ok(Some(FromMonitor::Ended { ending, .. })) => ended = Some(ending),
             Ok(None) | Err(_) => break,
         }
     }
     drop(lifeline);
-    let status = wait(monitor)?;
+    let status = stand_in.wait().map_err(host("wait for the monitor"))?;
     process::reap_orphans(Instant::now() + ORPHAN_TIME);
     let _ = remove_if_dead(&plan.directory());
+    // Nobody else has the id, unless that is what went wrong.
+    if let (Some(path), false) = (&plan.cgroup, plan.directory().exists()) {
+        cgroup::remove(path);
+    }
     match (ended, told) {
         (Some(ending), _) => Ok(Created::Failed(ending)),
         (None, Err(error)) => Err(error),
@@ -115,8 +128,8 @@ pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Res
 pub enum Created {
     /// It stands.
     Stands {
-        /// The process id of its monitor.
-        monitor: u32,
+        /// The process id of what stands for it.
+        pid: u32,
     },
     /// It does not, and nothing is left of it.
     Failed(Ending),

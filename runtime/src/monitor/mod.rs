@@ -5,8 +5,9 @@
 //! Over the lifeline it gets its [`Plan`] and then requests, and tells how it goes; when the client's end closes,
 //! the sandbox ends.
 //!
-//! The monitor of `sandbox create` stands for the container in the eyes of an engine: it outlives its client once
-//! the container stands, passes the signals that it gets on to the process, and ends with that process's code.
+//! The monitor of `sandbox create` is the child of the process that stands for the container in the eyes of an
+//! engine ([`crate::stand_in`]): it outlives its client once the container stands, passes the signals that it gets
+//! on to the process, and ends with that process's code.
 
 mod lifeline;
 mod signals;
@@ -15,6 +16,7 @@ mod socket;
 pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
 pub use socket::{Added, AskError, ask};
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -54,21 +56,30 @@ pub enum MonitorError {
 }
 
 /// Starts a monitor. The caller keeps its end of the lifeline.
-pub fn start(lifeline: &UnixStream, detached: bool) -> io::Result<Child> {
+pub fn start(lifeline: &UnixStream) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUBCOMMAND);
-    let ties = if detached { Ties::None } else { Ties::Job };
-    descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], ties)?;
+    descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], Ties::Job)?;
+    command.spawn()
+}
+
+/// Starts the monitor of a container that this process, which has one thread, stands for.
+pub fn start_for_engine(lifeline: &UnixStream) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(SUBCOMMAND).arg(std::process::id().to_string());
+    descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], Ties::Machine)?;
     command.spawn()
 }
 
 /// What the hidden subcommand does. Returns the exit code, which is that of the sandbox.
-pub fn main() -> Result<u8, MonitorError> {
+pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
+    let stand_in = stand_in.map(parent).transpose()?;
     let lifeline = descriptor::take(LIFELINE_FD).map_err(MonitorError::NotOurs)?;
     leave_signals_to_the_client();
     let terminal = Saved::now();
     let mut lifeline = UnixStream::from(lifeline);
-    let plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
+    let mut plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
+    plan.stand_in = stand_in;
     let detached = plan.detached;
     let mut timeline = Timeline::from(Moment::now());
     let mut client = Client { lifeline, is_there: true, resize: None };
@@ -87,12 +98,18 @@ pub fn main() -> Result<u8, MonitorError> {
     Ok(code)
 }
 
+/// The parent that stands for the container, which is still there: it takes us with it when it dies.
+fn parent(pid: &OsStr) -> Result<u32, MonitorError> {
+    let pid: Option<u32> = pid.to_str().and_then(|pid| pid.parse().ok());
+    pid.filter(|pid| *pid == std::os::unix::process::parent_id()).ok_or(MonitorError::ClientGone)
+}
+
 fn prepare(plan: &Plan, client: &mut Client) -> Result<(StateDir, Ends, Inbox), Error> {
     let directory = StateDir::claim(&plan.root, &plan.id)?;
     let host = |step| move |error| Error::Host { step, error };
     process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
     if let Some(cgroup) = &plan.cgroup {
-        cgroup::enter(cgroup)?;
+        cgroup::enter(cgroup, plan.stand_in.into_iter().chain([std::process::id()]))?;
     }
     let inbox = Inbox::new();
     let path = directory.paths().monitor_socket();

@@ -37,6 +37,10 @@ pub struct Plan {
     /// Whether the sandbox lives on without its client once the container stands: it is then started by another
     /// command, and what it leaves is kept until it is deleted.
     pub detached: bool,
+    /// The process on the host that stands for the container, where that is not the monitor: the monitor's own
+    /// affair.
+    #[serde(skip)]
+    pub stand_in: Option<u32>,
     /// Where the master of the process's terminal is sent.
     pub console_socket: Option<PathBuf>,
     /// The cgroup of the host to be in, from the mount of each hierarchy.

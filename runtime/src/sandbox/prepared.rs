@@ -74,7 +74,7 @@ pub(super) fn record_of(plan: &Plan) -> Record {
         oci_version: OCI_VERSION.into(),
         id: plan.id.clone(),
         status: Status::Creating,
-        pid: std::process::id(),
+        pid: plan.stand_in.unwrap_or_else(std::process::id),
         bundle: plan.bundle.clone(),
         rootfs: plan.rootfs.clone(),
         cgroup: plan.cgroup.clone(),

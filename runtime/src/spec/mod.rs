@@ -22,7 +22,7 @@ pub use overrides::Overrides;
 pub use share::GuestSpec;
 pub use size::{MachineSize, overhead_mib};
 pub use template::template;
-pub use validate::check_process;
+pub use validate::{check_process, is_bind};
 
 /// Why a bundle cannot be run.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ pub struct Record {
     pub id: SandboxId,
     /// What it is doing.
     pub status: Status,
-    /// The monitor's process id on the host.
+    /// The process id on the host of what stands for the container: the monitor, or its parent.
     pub pid: u32,
     /// The bundle, absolute.
     pub bundle: PathBuf,
