@@ -73,8 +73,9 @@ impl Sets {
         for number in (0..u64::BITS).filter(|number| self.ambient & (1 << number) != 0) {
             let capability = CapabilitySet::from_bits_retain(1 << number);
             match configure_capability_in_ambient_set(capability, true) {
-                // One that the kernel does not know.
-                Ok(()) | Err(Errno::INVAL) => {}
+                // One that the kernel does not know, or that is not inheritable as well. The specification wants
+                // no failure for what cannot be granted, and buildah counts on it.
+                Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
                 Err(e) => return Err(refused("ambient")(e)),
             }
         }
