@@ -26,7 +26,10 @@ pub enum Rule {
 
 use Rule::{Honoured, Ignored, Refused};
 
-const NO_LSM: &str = "the guest kernel has no such security module; the virtual machine is the boundary";
+const NO_APPARMOR: &str = "the guest kernel has no AppArmor, and the virtual machine is the boundary (engines leave it \
+                           out with --security-opt apparmor=unconfined)";
+const NO_SELINUX: &str = "the guest kernel has no SELinux, and the virtual machine is the boundary (engines leave it \
+                          out with --security-opt label=disable)";
 const NO_ID_MAPS: &str = "user namespaces with id mappings are not supported yet";
 const GUEST_HOOK: &str =
     "its program is the host's and would have to run inside the virtual machine; use createRuntime";
@@ -58,7 +61,10 @@ pub const FIELDS: &[Field] = &[
     field("process.capabilities.effective", Honoured("")),
     field("process.capabilities.inheritable", Honoured("")),
     field("process.capabilities.permitted", Honoured("")),
-    field("process.capabilities.ambient", Honoured("")),
+    field(
+        "process.capabilities.ambient",
+        Honoured("as the kernel grants it: those that are permitted and inheritable as well"),
+    ),
     field("process.noNewPrivileges", Honoured("")),
     field("process.oomScoreAdj", Honoured("")),
     field("process.user.uid", Honoured("")),
@@ -66,8 +72,8 @@ pub const FIELDS: &[Field] = &[
     field("process.user.umask", Honoured("")),
     field("process.user.additionalGids", Honoured("")),
     field("process.user.username", Refused(NO_OTHER_OS)),
-    field("process.apparmorProfile", Refused(NO_LSM)),
-    field("process.selinuxLabel", Refused(NO_LSM)),
+    field("process.apparmorProfile", Refused(NO_APPARMOR)),
+    field("process.selinuxLabel", Refused(NO_SELINUX)),
     field("process.scheduler.policy", Honoured("all but SCHED_ISO, which Linux does not have")),
     field("process.scheduler.nice", Honoured("")),
     field("process.scheduler.priority", Honoured("")),
@@ -131,7 +137,10 @@ pub const FIELDS: &[Field] = &[
     field("linux.namespaces[].type", Honoured("a type that is left out means the virtual machine's own")),
     field(
         "linux.namespaces[].path",
-        Refused("a namespace of the host cannot be joined from a virtual machine"),
+        Refused(
+            "a namespace of the host cannot be joined from a virtual machine (an engine's network and its pods \
+             come as such namespaces: ask it for --network none and no pod)",
+        ),
     ),
     field("linux.uidMappings", Refused(NO_ID_MAPS)),
     field("linux.gidMappings", Refused(NO_ID_MAPS)),
@@ -164,7 +173,7 @@ pub const FIELDS: &[Field] = &[
     field("linux.resources.memory.swap", Honoured("the guest has no swap, so that it never gets any")),
     field("linux.resources.memory.kernel", Refused(V1_ONLY)),
     field("linux.resources.memory.kernelTCP", Refused(V1_ONLY)),
-    field("linux.resources.memory.swappiness", Refused(V1_ONLY)),
+    field("linux.resources.memory.swappiness", Ignored("the guest has no swap")),
     field("linux.resources.memory.disableOOMKiller", Refused(V1_ONLY)),
     field("linux.resources.memory.useHierarchy", Ignored("always so in version 2 of cgroups")),
     field("linux.resources.memory.checkBeforeUpdate", Ignored("concerns updates, not creation")),
@@ -211,7 +220,7 @@ pub const FIELDS: &[Field] = &[
     field("linux.maskedPaths", Honoured("")),
     field("linux.readonlyPaths", Honoured("")),
     field("linux.rootfsPropagation", Honoured("inside the virtual machine; nothing reaches the host")),
-    field("linux.mountLabel", Refused(NO_LSM)),
+    field("linux.mountLabel", Refused(NO_SELINUX)),
     field("linux.seccomp.defaultAction", Honoured("")),
     field("linux.seccomp.defaultErrnoRet", Honoured("")),
     field("linux.seccomp.architectures", Honoured("")),
