@@ -18,6 +18,7 @@ pub mod leaks;
 pub mod outcome;
 pub mod pattern;
 pub mod place;
+pub mod podman;
 pub mod process;
 pub mod sandbox;
 pub mod terminal;
@@ -26,4 +27,5 @@ pub mod vmm;
 
 pub use outcome::Outcome;
 pub use place::skip;
+pub use podman::Podman;
 pub use sandbox::{Sandbox, sandbox};

@@ -9,6 +9,7 @@ mod hooks;
 mod information;
 mod machine;
 mod many;
+mod podman;
 mod resources;
 mod running;
 mod scheduling;

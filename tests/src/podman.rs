@@ -1,0 +1,196 @@
+//! The real Podman with the shipped `sandbox` as its runtime.
+//!
+//! Each [`Podman`] has its storage, state and cgroups to itself. They are taken down when it is dropped, and then
+//! nothing of it may be left on the host.
+
+use std::ffi::OsString;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::Outcome;
+use crate::bundle::Bundle;
+use crate::leaks::{self, Trace};
+use crate::place::{artefact, binary, machine, skip};
+use crate::process::{POLL, Process};
+use crate::sandbox::MARK;
+use crate::terminal::Terminal;
+
+/// The image that every [`Podman`] has: busybox and the probe.
+pub const IMAGE: &str = "localhost/busybox";
+
+/// The program that Podman takes for its runtime.
+const RUNTIME: &str = "runtime";
+
+/// A Podman of the test's own.
+pub struct Podman {
+    id: String,
+    directory: TempDir,
+}
+
+impl Podman {
+    /// One for a test, with [`IMAGE`]. `None`, and a notice, where Podman is not installed.
+    pub fn new(name: &str) -> Option<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        if !is_installed() {
+            skip(name, "Podman is not installed: apt-get install --no-install-recommends podman");
+            return None;
+        }
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{name}-{}-{count}", std::process::id());
+        let directory = tempfile::Builder::new().prefix("sbt-").tempdir().expect("a temporary directory");
+        for name in ["state", "tmp"] {
+            std::fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
+        }
+        let podman = Self { id, directory };
+        podman.write_runtime();
+        podman.import();
+        Some(podman)
+    }
+
+    /// Podman's own clean-up does not hand `--runtime-flag` on, so that the state directory has to be written down.
+    fn write_runtime(&self) {
+        let (program, state) = (binary("sandbox"), self.path("state"));
+        let text = format!("#!/bin/sh\nexec {} --root {} \"$@\"\n", program.display(), state.display());
+        std::fs::write(self.path(RUNTIME), text).expect("a file");
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.path(RUNTIME), executable).expect("a mode");
+    }
+
+    fn import(&self) {
+        let root = Bundle::make(&self.path("bundle")).root("");
+        let tar = self.path("image.tar");
+        let mut command = Command::new("tar");
+        command.arg("-C").arg(root).arg("-cf").arg(&tar).arg(".");
+        Process::spawn(&mut command).wait().expect_code(0);
+        self.podman(["import".into(), "--quiet".into(), tar.into(), OsString::from(IMAGE)]).expect_code(0);
+    }
+
+    /// A file or directory of the test.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `podman` with these words. Waits for it.
+    #[track_caller]
+    pub fn podman<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Outcome {
+        Process::spawn(&mut self.command(words)).wait()
+    }
+
+    /// `podman` with the words of a line that are parted by blanks. Waits for it.
+    #[track_caller]
+    pub fn line(&self, line: &str) -> Outcome {
+        self.podman(line.split_whitespace())
+    }
+
+    /// `podman run` of [`IMAGE`] with options, parted by blanks, and a shell script. Waits for it.
+    #[track_caller]
+    pub fn run(&self, options: &str, script: &str) -> Outcome {
+        self.podman(self.run_words(options, script))
+    }
+
+    /// Starts a container in the background.
+    #[track_caller]
+    pub fn start(&self, name: &str, options: &str, script: &str) {
+        self.podman(self.run_words(&format!("--detach --name {name} {options}"), script)).expect_code(0);
+    }
+
+    /// `podman exec` of a shell script. Waits for it.
+    #[track_caller]
+    pub fn exec(&self, name: &str, script: &str) -> Outcome {
+        self.podman(["exec", name, "sh", "-c", script])
+    }
+
+    /// Waits until the log of a container has a text in it.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than a program may take at all.
+    #[track_caller]
+    pub fn wait_for_log(&self, name: &str, text: &str) {
+        let mut following = Process::spawn(&mut self.command(["logs", "--follow", name]));
+        following.wait_for_stdout(text);
+    }
+
+    /// `podman` on a terminal.
+    pub fn terminal<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Terminal {
+        Terminal::spawn(&mut self.command(words), (80, 24))
+    }
+
+    fn run_words(&self, options: &str, script: &str) -> Vec<String> {
+        let cgroup = format!("/{}", self.id);
+        let fixed = ["run", "--network", "none", "--cgroup-parent", &cgroup];
+        let words = fixed.into_iter().chain(options.split_whitespace()).chain([IMAGE, "sh", "-c", script]);
+        words.map(str::to_owned).collect()
+    }
+
+    /// The command line.
+    pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
+        let mut command = Command::new("podman");
+        for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "libpod")] {
+            command.arg(option).arg(self.path(name));
+        }
+        command.args([
+            "--storage-driver",
+            "overlay",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "file",
+        ]);
+        command.arg("--runtime").arg(self.path(RUNTIME));
+        command.args(words.into_iter().map(Into::into));
+        command.env(MARK, &self.id).env("TMPDIR", self.path("tmp")).env("SANDBOX_MACHINE", machine());
+        command.env("SANDBOX_KERNEL", artefact("SANDBOX_KERNEL", "vmlinux"));
+        command.env("SANDBOX_IMAGE", artefact("SANDBOX_IMAGE", "guest.img"));
+        command
+    }
+
+    fn trace(&self) -> Trace {
+        Trace { id: self.id.clone(), directory: self.directory.path().to_owned() }
+    }
+
+    /// Removes the containers, and what Podman itself keeps: its mount of the storage, and the parent cgroup.
+    fn take_down(&self) {
+        let _ = self.command(["rm", "--all", "--force", "--time", "0"]).output();
+        for name in ["storage/overlay", "storage"] {
+            // It is mounted by the first command that uses it, or not at all.
+            let _ = nix::mount::umount2(&self.path(name), nix::mount::MntFlags::MNT_DETACH);
+        }
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            remove_empty(&hierarchy.join(&self.id));
+        }
+    }
+}
+
+/// Removes the parent of the containers' cgroups and that of their conmons, which Podman leaves.
+fn remove_empty(parent: &Path) {
+    // The last conmon may not have ended yet. What is not empty then is for the check of leaks to say.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while parent.exists() && Instant::now() < deadline {
+        let _ = std::fs::remove_dir(parent.join("conmon"));
+        let _ = std::fs::remove_dir(parent);
+        std::thread::sleep(POLL);
+    }
+}
+
+fn is_installed() -> bool {
+    Command::new("podman").arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        self.take_down();
+        if std::thread::panicking() {
+            leaks::kill_all(&self.trace());
+        } else {
+            leaks::expect_none(&self.trace());
+        }
+    }
+}
