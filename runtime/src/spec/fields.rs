@@ -194,7 +194,10 @@ pub const FIELDS: &[Field] = &[
     field("linux.resources.blockIO.leafWeight", Refused(V1_ONLY)),
     field("linux.resources.blockIO.weightDevice[].major", Honoured(GUEST_DEVICE)),
     field("linux.resources.blockIO.weightDevice[].minor", Honoured("")),
-    field("linux.resources.blockIO.weightDevice[].weight", Honoured("")),
+    field(
+        "linux.resources.blockIO.weightDevice[].weight",
+        Honoured("where the guest has weights for the device: it has a cost model, or the BFQ scheduler"),
+    ),
     field("linux.resources.blockIO.weightDevice[].leafWeight", Refused(V1_ONLY)),
     field("linux.resources.blockIO.throttleReadBpsDevice[].major", Honoured(GUEST_DEVICE)),
     field("linux.resources.blockIO.throttleReadBpsDevice[].minor", Honoured("")),

@@ -84,3 +84,44 @@ fn limits_of_disks_that_the_guest_does_not_have_are_named() {
     }
     sandbox.expect_clean_and_usable();
 }
+
+#[test]
+fn limits_of_a_disk_that_the_container_has_made() {
+    let sandbox =
+        sandbox("disk").capable(&["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE"]).config(|config| {
+            config["linux"]["devices"] = json!([
+                {"path": "/dev/loop-control", "type": "c", "major": 10, "minor": 237},
+                {"path": "/dev/loop0", "type": "b", "major": 7, "minor": 0},
+            ]);
+            config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        });
+    let script = "dd if=/dev/zero of=/dev/shm/disk bs=1k count=64 && losetup -f /dev/shm/disk && echo ready \
+        && exec sleep 1000";
+    let mut container = sandbox.spawn(["sh", "-c", script]);
+    container.wait_for_stdout("ready");
+    let update = |resources: Value| {
+        let file = sandbox.directory().join("resources.json");
+        std::fs::write(&file, resources.to_string()).unwrap();
+        sandbox.verb(["update", "--resources", file.to_str().unwrap(), &sandbox.id])
+    };
+    let limits = |files: &[&str]| {
+        let [shell, option, script] = show(files);
+        sandbox.verb(["exec", &sandbox.id, &shell, &option, &script]).expect_code(0).out()
+    };
+    let disk = |rate: u64| json!([{"major": 7, "minor": 0, "rate": rate}]);
+    update(json!({"blockIO": {
+        "throttleReadBpsDevice": disk(1 << 20), "throttleWriteBpsDevice": disk(2 << 20),
+        "throttleReadIOPSDevice": disk(100), "throttleWriteIOPSDevice": disk(200),
+    }}))
+    .expect_code(0);
+    let set = "7:0 rbps=1048576 wbps=2097152 riops=100 wiops=200\ndefault 100\n";
+    assert_eq!(limits(&["io.max", "io.weight"]), set);
+    // All or nothing: what comes before the device that is not there is put back.
+    let mut devices = disk(5);
+    devices.as_array_mut().unwrap().push(json!({"major": 250, "minor": 9, "rate": 5}));
+    update(json!({"blockIO": {"weight": 20, "throttleReadBpsDevice": devices}}))
+        .expect_error(1, &["linux.resources.blockIO.throttleReadBpsDevice[1]", "250:9"]);
+    assert_eq!(limits(&["io.max", "io.weight"]), set);
+    sandbox.verb(["kill", &sandbox.id, "KILL"]).expect_code(0);
+    container.wait();
+}
