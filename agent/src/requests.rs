@@ -86,7 +86,14 @@ impl Agent {
         let terminal = process.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
-        let spawned = container::spawn_init(create, &cgroup, child).map_err(other)?;
+        let spawned = match container::spawn_init(create, &cgroup, child) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                // Empty, and nobody would ask for its removal.
+                let _ = cgroup.remove();
+                return Err(other(error));
+            }
+        };
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
         self.containers.insert(create.container.clone(), Container::new(create.spec.clone(), cgroup, serial));
         self.connect(serial, agent, owner);

@@ -174,3 +174,13 @@ fn limits_change_all_together_or_not_at_all() {
     guest.signal("c", "", libc::SIGKILL, false).unwrap();
     guest.finish("c", "");
 }
+
+#[test]
+fn a_container_whose_process_cannot_be_cloned_leaves_no_cgroup() {
+    let Some(mut guest) = Guest::start_without_processes() else { return };
+    let root = guest.rootfs("root");
+    let failure = guest.create("c", &spec(&root, &["true"]), RootWrites::Overlay, None).unwrap_err();
+    assert!(failure.message.contains("cannot clone a process"), "{}", failure.message);
+    assert!(!guest.has_cgroup("c"));
+    assert!(guest.delete("c").is_err());
+}

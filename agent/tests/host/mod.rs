@@ -47,6 +47,16 @@ pub struct Ended {
 impl Guest {
     /// Starts an agent; `None`, with the reason on standard error, where this machine does not allow it.
     pub fn start() -> Option<Self> {
+        Self::start_in("domain")
+    }
+
+    /// The same where the kernel refuses every process in a container's cgroup: below a threaded one, that is
+    /// invalid.
+    pub fn start_without_processes() -> Option<Self> {
+        Self::start_in("threaded")
+    }
+
+    fn start_in(cgroup_type: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: making containers needs root");
             return None;
@@ -58,6 +68,9 @@ impl Guest {
         let (control, listener) =
             (listen(sandbox_protocol::CONTROL_PORT), listen(sandbox_protocol::STREAM_PORT));
         let cgroup = TestCgroup::make()?;
+        if cgroup_type != "domain" {
+            std::fs::write(cgroup.inner.join("cgroup.type"), cgroup_type).unwrap();
+        }
         let agent = Command::new("sh")
             .args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec unshare \"$@\""])
             .arg(&cgroup.inner)
@@ -208,6 +221,11 @@ impl Guest {
     /// A file of a container's cgroup.
     pub fn cgroup_file(&self, id: &str, file: &str) -> String {
         std::fs::read_to_string(self.cgroup.inner.join(id).join(file)).unwrap()
+    }
+
+    /// Whether a container has a cgroup.
+    pub fn has_cgroup(&self, id: &str) -> bool {
+        self.cgroup.inner.join(id).exists()
     }
 
     pub fn delete(&mut self, id: &str) -> Result<(), Failure> {
