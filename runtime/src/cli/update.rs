@@ -10,6 +10,7 @@ use super::{Error, Global};
 use crate::monitor;
 use crate::quantity::Size;
 use crate::sandbox::Request;
+use crate::spec::resources_of;
 use crate::state::{SandboxId, Status, find};
 
 /// The most bytes of a file of limits.
@@ -90,8 +91,7 @@ impl Args {
             Some(path) => read(path)?,
             None => self.flags(),
         };
-        serde_json::from_value(limits)
-            .map_err(|error| Error::Usage(format!("the limits make no sense: {error}")))
+        Ok(resources_of(limits)?)
     }
 
     fn flags(&self) -> Value {

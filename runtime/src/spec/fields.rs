@@ -1,7 +1,7 @@
 //! The one table of `config.json` fields: what is honoured, what is refused and why.
 //!
 //! Paths are written with `[]` for the elements of a list and `*` for the keys of a map. A field that is refused
-//! is still accepted with an empty value (`null`, `false`, `""`, `[]`, `{}`), which asks for nothing.
+//! is still accepted with an empty value (`null`, `false`, `0`, `""`, `[]`, `{}`), which asks for nothing.
 //! `docs/config-fields.md` is made from this table, and a test holds the two together.
 
 /// A field of `config.json`.
@@ -176,7 +176,10 @@ pub const FIELDS: &[Field] = &[
     field("linux.resources.memory.swappiness", Ignored("the guest has no swap")),
     field("linux.resources.memory.disableOOMKiller", Refused(V1_ONLY)),
     field("linux.resources.memory.useHierarchy", Ignored("always so in version 2 of cgroups")),
-    field("linux.resources.memory.checkBeforeUpdate", Ignored("concerns updates, not creation")),
+    field(
+        "linux.resources.memory.checkBeforeUpdate",
+        Honoured("by `sandbox update`: a limit below what is in use is refused"),
+    ),
     field("linux.resources.cpu.shares", Honoured("")),
     field("linux.resources.cpu.quota", Honoured("also sizes the virtual machine")),
     field("linux.resources.cpu.period", Honoured("also sizes the virtual machine")),
@@ -278,8 +281,8 @@ const INTRODUCTION: &str = "\
 # Fields of `config.json`
 
 What `sandbox` does with each field of the OCI runtime specification. Lists are written `[]`, the keys of maps
-`*`. A refused field is an error that names its path, unless its value is empty (`null`, `false`, `\"\"`, `[]`,
-`{}`): that asks for nothing. A field that is not on this page is an error as well.
+`*`. A refused field is an error that names its path, unless its value is empty (`null`, `false`, `0`, `\"\"`,
+`[]`, `{}`): that asks for nothing. A field that is not on this page is an error as well.
 
 This page is made from the table in `runtime/src/spec/fields.rs`: change that, then run
 `UPDATE_DOCS=1 cargo test -p sandbox-runtime config_fields`.

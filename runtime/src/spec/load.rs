@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde_json::{Value, json};
 
 use super::{Overrides, SpecError, validate, walk};
@@ -72,6 +72,19 @@ pub fn process_from(path: &Path) -> Result<Process, SpecError> {
     Ok(process)
 }
 
+/// Limits in the form of `linux.resources`, held against the table as those of a configuration are.
+pub fn resources_of(limits: Value) -> Result<LinuxResources, SpecError> {
+    const PATH: &str = "linux.resources";
+    if !limits.is_object() {
+        return Err(SpecError::Value { path: PATH.into(), why: "it is not a JSON object".into() });
+    }
+    walk::check_part(&limits, PATH)?;
+    serde_path_to_error::deserialize(limits).map_err(|error| SpecError::Value {
+        path: format!("{PATH}.{}", error.path()),
+        why: error.into_inner().to_string(),
+    })
+}
+
 fn enter(path: &Path) -> Result<PathBuf, SpecError> {
     let absolute = path.canonicalize().map_err(|error| SpecError::Bundle { path: path.into(), error })?;
     match absolute.is_dir() {
@@ -81,7 +94,12 @@ fn enter(path: &Path) -> Result<PathBuf, SpecError> {
 }
 
 fn parse(path: &Path) -> Result<Spec, SpecError> {
-    let text = read(path)?;
+    let text = read(path).map_err(|error| match error {
+        SpecError::Config { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+            SpecError::NoConfig { path: path.parent().unwrap_or(path).into() }
+        }
+        error => error,
+    })?;
     understand(serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?)
 }
 
@@ -100,12 +118,7 @@ fn understand(mut config: Value) -> Result<Spec, SpecError> {
 
 fn read(path: &Path) -> Result<Vec<u8>, SpecError> {
     let error = |error| SpecError::Config { path: path.into(), error };
-    let file = match File::open(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(SpecError::NoConfig { path: path.parent().unwrap_or(path).into() });
-        }
-        file => file.map_err(error)?,
-    };
+    let file = File::open(path).map_err(error)?;
     let mut text = Vec::new();
     file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text).map_err(error)?;
     match text.len() as u64 > MAX_CONFIG_BYTES {

@@ -10,6 +10,11 @@ pub fn check(config: &Value) -> Result<(), SpecError> {
     walk(config, &Place::default())
 }
 
+/// The same for a value that stands for the part of a configuration at `path`, which has no lists in it.
+pub fn check_part(part: &Value, path: &str) -> Result<(), SpecError> {
+    walk(part, &Place { pattern: path.into(), path: path.into() })
+}
+
 /// Where a value stands: as the table writes it (`mounts[].type`) and as a reader finds it (`mounts[3].type`).
 #[derive(Clone, Default)]
 struct Place {
@@ -70,7 +75,9 @@ fn asks_for_nothing(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         // An object of empty members, as engines write hooks: {"prestart": []}.
         Value::Object(map) => map.values().all(asks_for_nothing),
-        Value::Bool(true) | Value::Number(_) => false,
+        // The weight, the share or the limit that is not set, in the types that engines write.
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Bool(true) => false,
     }
 }
 
@@ -124,7 +131,9 @@ mod tests {
             let message = error(nested(field.path, json!("something")));
             let path = field.path.replace("[]", "[0]");
             assert!(message.contains(&path) && message.contains(reason), "{message}");
-            for empty in [json!(null), json!(false), json!(""), json!([]), json!({}), json!({"a": []})] {
+            for empty in
+                [json!(null), json!(false), json!(""), json!([]), json!({}), json!({"a": []}), json!(0)]
+            {
                 check(&nested(field.path, empty)).unwrap();
             }
         }
@@ -135,6 +144,19 @@ mod tests {
         for field in FIELDS.iter().filter(|f| !matches!(f.rule, Rule::Refused(_))) {
             check(&nested(field.path, json!("something"))).unwrap();
         }
+    }
+
+    #[test]
+    fn a_part_is_named_by_its_whole_path() {
+        check_part(&json!({"memory": {"limit": 1}, "blockIO": {"weight": 0}}), "linux.resources").unwrap();
+        let message =
+            check_part(&json!({"memory": {"kernel": 1}}), "linux.resources").unwrap_err().to_string();
+        assert!(message.contains("`linux.resources.memory.kernel`"), "{message}");
+        let message = check_part(&json!({"cpus": 1}), "linux.resources").unwrap_err().to_string();
+        assert!(
+            message.contains("`linux.resources.cpus`") && message.contains("`linux.resources.cpu`"),
+            "{message}"
+        );
     }
 
     #[test]
