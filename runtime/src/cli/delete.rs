@@ -8,14 +8,11 @@ use rustix::process::Signal;
 use super::{Error, Global};
 use crate::log::Log;
 use crate::sandbox::Request;
-use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned};
+use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned, read_record};
 use crate::{cgroup, hooks, monitor, process};
 
-/// How long a sandbox may take to end after its process was killed.
+/// How long a sandbox may take to end after its process was killed, or has ended.
 const END_TIME: Duration = Duration::from_secs(20);
-
-/// How long a lock that somebody takes only to look may be in the way.
-const LOOK_TIME: Duration = Duration::from_secs(2);
 
 const POLL: Duration = Duration::from_millis(2);
 
@@ -30,16 +27,19 @@ pub struct Args {
 }
 
 /// Removes what is left of a sandbox.
-pub fn delete(args: &Args, global: &Global) -> Result<u8, Error> {
+pub fn delete(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     let root = global.root();
     if args.force {
-        return by_force(&args.id, &root);
+        if let Some(damage) = by_force(&args.id, &root)? {
+            log.info(&damage);
+        }
+        return Ok(0);
     }
     let (directory, record) = find(&root, &args.id)?;
     match record.status {
         Status::Stopped => {}
         // Nobody has seen it run.
-        Status::Created => end(&directory, &record)?,
+        Status::Created => end(&directory)?,
         status => {
             return Err(Error::Failed(format!(
                 "cannot delete container {} that is not stopped: {}: kill it first, or give --force",
@@ -48,30 +48,41 @@ pub fn delete(args: &Args, global: &Global) -> Result<u8, Error> {
             )));
         }
     }
-    remove(&directory, &record)?;
+    remove(&args.id, &directory, Some(&record))?;
     Ok(0)
 }
 
-/// Removes a sandbox, whatever it is doing.
-pub fn by_force(id: &SandboxId, root: &Path) -> Result<u8, Error> {
-    match find(root, id) {
-        Ok((directory, record)) => {
-            if record.status != Status::Stopped {
-                end(&directory, &record)?;
-            }
-            remove(&directory, &record)?;
+/// Removes a sandbox, whatever it is doing. Returns what is to be said besides: that its record was of no help.
+pub fn by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Error> {
+    let directory = root.join(id.as_str());
+    let (record, damage) = match find(root, id) {
+        Ok((_, record)) => (Some(record), None),
+        Err(StateError::NotFound { .. }) => return Ok(None),
+        Err(StateError::Damaged { path, error } | StateError::Read { path, error }) => {
+            let what = format!("the state file {} is damaged: {error}", path.display());
+            (None, Some(format!("{what}: container {id} was removed without its help")))
         }
-        Err(StateError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
+    };
+    if record.as_ref().is_none_or(|record| record.status != Status::Stopped) {
+        end(&directory)?;
     }
-    Ok(0)
+    // A monitor that ends by itself has written a sound record, whatever stood there before.
+    let record = record.or_else(|| read_record(&directory).ok().flatten());
+    remove(id, &directory, record.as_ref())?;
+    Ok(damage.map(|damage| match &record {
+        Some(_) => damage,
+        None => format!("{damage}: a cgroup that it had on the host may be left, and no hook was run"),
+    }))
 }
 
 /// Kills the process of a sandbox and waits for the end of its monitor; a monitor that does not end is killed.
-fn end(directory: &Path, record: &Record) -> Result<(), Error> {
+fn end(directory: &Path) -> Result<(), Error> {
     let kill = Request::Signal { signal: Signal::KILL.as_raw(), all: false };
-    let monitor = process::pidfd(record.pid);
-    let asked = monitor::ask(&monitor::socket_of(directory), &kill);
+    let socket = monitor::socket_of(directory);
+    // By the kernel's word: a record may be wrong.
+    let monitor = monitor::listener(&socket).and_then(process::pidfd);
+    let asked = monitor::ask(&socket, &kill);
     let deadline = Instant::now() + if asked.is_ok() { END_TIME } else { Duration::ZERO };
     while is_owned(directory)? && Instant::now() < deadline {
         std::thread::sleep(POLL);
@@ -84,8 +95,8 @@ fn end(directory: &Path, record: &Record) -> Result<(), Error> {
     Ok(())
 }
 
-fn remove(directory: &Path, record: &Record) -> Result<(), Error> {
-    let deadline = Instant::now() + LOOK_TIME;
+fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<(), Error> {
+    let deadline = Instant::now() + END_TIME;
     loop {
         if let Some(dead) = StateDir::stale(directory)? {
             dead.remove()?;
@@ -94,11 +105,17 @@ fn remove(directory: &Path, record: &Record) -> Result<(), Error> {
         if !directory.exists() {
             break;
         }
+        // Its monitor may be on its way out, or somebody may have locked it to look.
+        let owned = is_owned(directory)?;
         if Instant::now() > deadline {
-            return Err(Error::Failed(format!("container {} is still running", record.id)));
+            return Err(match owned {
+                true => Error::Failed(format!("container {id} is still running")),
+                false => StateError::Foreign { path: directory.into() }.into(),
+            });
         }
         std::thread::sleep(POLL);
     }
+    let Some(record) = record else { return Ok(()) };
     if let Some(path) = &record.cgroup {
         cgroup::remove(path);
     }

@@ -2,6 +2,7 @@
 
 use super::plan::name;
 use super::{Error, Global, print};
+use crate::log::Log;
 use crate::state::{Record, list as records};
 
 /// The arguments of `sandbox list`.
@@ -22,8 +23,9 @@ enum Form {
 }
 
 /// Lists the sandboxes that run.
-pub fn list(args: &Args, global: &Global) -> Result<u8, Error> {
-    let records = records(&global.root())?;
+pub fn list(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
+    let (records, errors) = records(&global.root())?;
+    errors.iter().for_each(|error| log.error(&error.to_string()));
     let text = match (args.quiet, args.format) {
         (true, _) => records.iter().map(|record| format!("{}\n", record.id)).collect(),
         (false, Form::Json) => format!("{}\n", serde_json::json!(records)),

@@ -126,6 +126,13 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer, AskError> {
     refused(exchange(), socket)
 }
 
+/// The process that listens on a sandbox's socket: its monitor.
+pub fn listener(socket: &Path) -> io::Result<u32> {
+    let connection = UnixStream::connect(socket)?;
+    let credentials = rustix::net::sockopt::socket_peercred(&connection)?;
+    Ok(credentials.pid.as_raw_nonzero().get().cast_unsigned())
+}
+
 fn refused(answer: io::Result<Answer>, socket: &Path) -> Result<Answer, AskError> {
     match answer {
         Ok(Answer::Refused { message }) => Err(AskError::Refused(crate::printable::printable(&message))),
@@ -251,6 +258,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+        assert_eq!(listener(&path).unwrap(), std::process::id());
         let (first, second) = asker.join().unwrap();
         first.unwrap();
         assert_eq!(second.unwrap_err().to_string(), "no");

@@ -63,8 +63,11 @@ impl Prepared {
             self.record.kept = true;
             self.directory.keep();
         }
-        self.directory.write(&self.record)?;
-        Ok(())
+        match self.directory.write(&self.record) {
+            // The disk may be full; that nobody holds the directory any more says the same.
+            Err(_) if self.record.status == Status::Stopped => Ok(()),
+            written => Ok(written?),
+        }
     }
 }
 

@@ -109,9 +109,11 @@ impl StateDir {
         let error = |error| StateError::Write { path: path.clone(), error };
         let mut bytes = serde_json::to_vec(record).map_err(|e| error(e.into()))?;
         bytes.push(b'\n');
-        let mut file = File::create(&temporary).map_err(error)?;
-        file.write_all(&bytes).map_err(error)?;
-        fs::rename(&temporary, &path).map_err(error)
+        let write = || {
+            File::create(&temporary)?.write_all(&bytes)?;
+            fs::rename(&temporary, &path)
+        };
+        write().inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(error)
     }
 
     /// From now on the record stays when the owner goes.
@@ -119,9 +121,9 @@ impl StateDir {
         self.at_end = AtEnd::KeepRecord;
     }
 
-    /// Whether the record says that it is to stay.
+    /// Whether the record says that it is to stay. One that cannot be read is not for us to throw away.
     pub fn record_is_kept(&self) -> bool {
-        super::read_record(&self.path).is_ok_and(|record| record.is_some_and(|record| record.kept))
+        super::read_record(&self.path).map_or(true, |record| record.is_some_and(|record| record.kept))
     }
 
     /// Lets go of the directory and removes nothing.
@@ -347,7 +349,7 @@ mod tests {
             directory
         });
         leave_behind(root.path(), "dead");
-        assert_eq!(list(root.path()).unwrap(), ["a", "b"].map(record));
+        assert_eq!(list(root.path()).unwrap().0, ["a", "b"].map(record));
         assert_eq!(find(root.path(), &id("a")).unwrap(), (root.path().join("a"), record("a")));
         assert!(matches!(find(root.path(), &id("dead")), Err(StateError::NotFound { .. })));
         drop(living);
@@ -369,6 +371,24 @@ mod tests {
         assert!(matches!(StateDir::claim(root.path(), &id("a")), Err(StateError::InUse { .. })));
         StateDir::stale(&path).unwrap().unwrap().remove().unwrap();
         assert!(matches!(find(root.path(), &id("a")), Err(StateError::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_damaged_record_is_said_and_left_to_whoever_deletes_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a");
+        let other = serde_json::to_string(&record("b")).unwrap();
+        for text in ["", "{", "[]", &other] {
+            leave_behind(root.path(), "a");
+            fs::write(path.join(RECORD), text).unwrap();
+            sweep(root.path()).unwrap();
+            assert!(matches!(find(root.path(), &id("a")), Err(StateError::Damaged { .. })), "{text}");
+            let (records, errors) = list(root.path()).unwrap();
+            assert!(records.is_empty() && matches!(&errors[..], [StateError::Damaged { .. }]), "{text}");
+            assert!(errors[0].to_string().contains("delete --force a"), "{}", errors[0]);
+            assert!(matches!(StateDir::claim(root.path(), &id("a")), Err(StateError::InUse { .. })));
+            StateDir::stale(&path).unwrap().unwrap().remove().unwrap();
+        }
     }
 
     #[test]

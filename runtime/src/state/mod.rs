@@ -7,15 +7,13 @@ mod registry;
 mod status;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use directory::is_owned;
 pub use directory::{StateDir, StateDirPaths};
 pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
 pub use record::{OCI_VERSION, Record, rfc3339};
-pub use registry::{default_root, find, list, remove_if_dead, sweep};
-
-use registry::read_record;
+pub use registry::{default_root, find, list, read_record, remove_if_dead, sweep};
 pub use status::{Refused, Status, Transition};
 
 /// Why the state of a sandbox could not be read or changed.
@@ -73,6 +71,17 @@ pub enum StateError {
         /// Why.
         error: io::Error,
     },
+    /// A record makes no sense.
+    #[error(
+        "the state file {} is damaged: {error}: `sandbox delete --force {}` removes the sandbox all the same",
+        path.display(), name_of(path)
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: io::Error,
+    },
     /// A directory cannot be removed.
     #[error("cannot remove the state directory {}: {error}", path.display())]
     Remove {
@@ -95,6 +104,11 @@ pub enum StateError {
         /// By how many bytes.
         over: usize,
     },
+}
+
+/// The name of the sandbox whose record this is.
+fn name_of(record: &Path) -> std::borrow::Cow<'_, str> {
+    record.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy()
 }
 
 fn remedy(error: &io::Error) -> &'static str {

@@ -38,15 +38,19 @@ pub fn remove_if_dead(directory: &Path) -> Result<(), StateError> {
 
 /// The records of the sandboxes, in the order of their ids. Sweeps first.
 ///
-/// A sandbox that is so young that it has no record yet is left out.
-pub fn list(root: &Path) -> Result<Vec<Record>, StateError> {
+/// A sandbox that is so young that it has no record yet is left out, and one whose record cannot be read gives an
+/// error of its own beside the others.
+pub fn list(root: &Path) -> Result<(Vec<Record>, Vec<StateError>), StateError> {
     sweep(root)?;
-    let mut records = Vec::new();
+    let (mut records, mut errors) = (Vec::new(), Vec::new());
     for path in directories(root)? {
-        records.extend(observe(&path)?);
+        match observe(&path) {
+            Ok(record) => records.extend(record),
+            Err(error) => errors.push(error),
+        }
     }
     records.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(records)
+    Ok((records, errors))
 }
 
 /// A sandbox's directory and its record, as things stand.
@@ -100,5 +104,10 @@ pub fn read_record(directory: &Path) -> Result<Option<Record>, StateError> {
     };
     let mut bytes = Vec::new();
     file.take(MAX_RECORD_BYTES).read_to_end(&mut bytes).map_err(error)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| error(e.into()))
+    let damaged = |error| StateError::Damaged { path: path.clone(), error };
+    let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(e.into()))?;
+    match directory.file_name().is_some_and(|name| name == record.id.as_str()) {
+        true => Ok(Some(record)),
+        false => Err(damaged(io::Error::other(format!("it is that of `{}`", record.id)))),
+    }
 }
