@@ -84,6 +84,17 @@ pub fn remove(relative: &Path) {
     }
 }
 
+/// Takes processes out of the cgroup, back to the root of each hierarchy, and removes it.
+pub fn leave(relative: &Path, processes: impl Iterator<Item = u32> + Clone) {
+    for hierarchy in hierarchies() {
+        for process in processes.clone() {
+            // One that has ended has left it.
+            let _ = fs::write(hierarchy.join("cgroup.procs"), process.to_string());
+        }
+    }
+    remove(relative);
+}
+
 /// A new cgroup of version 1 has no CPUs and no memory nodes, and takes no process.
 fn inherit_cpuset(hierarchy: &Path, relative: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {

@@ -95,6 +95,14 @@ pub fn copy_of(stream: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(stream, FIRST_FREE)?)
 }
 
+/// Lets go of our standard streams, which somebody may wait for the end of.
+pub fn drop_standard_streams() -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
+}
+
 /// The most descriptors of one message: the standard streams.
 const MAX_SENT: usize = 3;
 

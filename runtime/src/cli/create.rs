@@ -89,7 +89,8 @@ pub fn carry_out(
 }
 
 impl Engine {
-    fn check(&self) -> Result<(), Error> {
+    /// Checks what cannot be done.
+    pub fn check(&self) -> Result<(), Error> {
         match self.preserve_fds {
             0 => Ok(()),
             _ => Err(Error::Usage(

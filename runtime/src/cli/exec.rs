@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, short, value_name = "NAME=VALUE")]
     env: Vec<String>,
     /// Add a capability
-    #[arg(long, short, value_name = "CAP")]
+    #[arg(long, short, value_name = "CAP", value_parser = parse_capability)]
     cap: Vec<Capability>,
     /// Add a group
     #[arg(long, short = 'g', value_name = "GID")]
@@ -53,6 +53,7 @@ pub struct Args {
 
 /// Runs one more process in a running sandbox. Returns its exit code, or 0 for a detached one.
 pub fn exec(args: &Args, global: &Global) -> Result<u8, Error> {
+    args.engine.check()?;
     let (directory, record) = find(&global.root(), &args.id)?;
     match record.status {
         Status::Running => {}
@@ -72,8 +73,11 @@ pub fn exec(args: &Args, global: &Global) -> Result<u8, Error> {
         console_socket: args.engine.console_socket.as_deref().map(absolute),
     };
     if args.detach {
-        let holder = client::detached(&plan)?;
-        args.engine.write_pid(holder)?;
+        let mut holder = client::detached(&plan)?;
+        args.engine.write_pid(holder.id()).inspect_err(|_| {
+            // A process that nobody can find is of no use; it goes with its holder.
+            let _ = holder.kill().and_then(|()| holder.wait());
+        })?;
         return Ok(0);
     }
     let started =
@@ -105,6 +109,12 @@ impl Args {
     }
 }
 
+fn parse_capability(text: &str) -> Result<Capability, String> {
+    let name = text.to_uppercase();
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    name.parse().map_err(|_| "it is not the name of a capability, such as CAP_NET_RAW".into())
+}
+
 fn parse_user(text: &str) -> Result<User, Error> {
     let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
     let number = |text: &str| text.parse::<u32>().ok();
@@ -128,4 +138,19 @@ fn add_capabilities(process: &mut Process, added: &[Capability]) {
         (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
     sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
     process.set_capabilities(Some(sets));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_have_their_prefix_or_not() {
+        for good in ["CAP_SYS_ADMIN", "SYS_ADMIN", "cap_sys_admin"] {
+            assert_eq!(parse_capability(good), Ok(Capability::SysAdmin), "{good}");
+        }
+        for bad in ["", "CAP_", "CAP_FROB"] {
+            assert!(parse_capability(bad).is_err(), "{bad}");
+        }
+    }
 }

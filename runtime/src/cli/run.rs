@@ -100,6 +100,7 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
         create::carry_out(&plan, &args.engine, &mut on_machine)?;
         return start::by_id(&plan.id, &plan.root);
     }
+    args.engine.check()?;
     args.engine.write_pid(std::process::id())?;
     let (ending, rest) = client::run(&plan, &mut on_machine)?;
     timeline.append(rest);

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Process;
@@ -134,8 +134,8 @@ enum FromHolder {
     Failed(String),
 }
 
-/// Runs a process and leaves it to a holder, whose process id this returns.
-pub fn detached(plan: &ExecPlan) -> Result<u32, ExecError> {
+/// Runs a process and leaves it to a holder, which this returns.
+pub fn detached(plan: &ExecPlan) -> Result<Child, ExecError> {
     let host = |step| move |error| ExecError::Host { step, error };
     let (mut line, theirs) = UnixStream::pair().map_err(host("make the line to the holder"))?;
     let mut command = Command::new("/proc/self/exe");
@@ -146,7 +146,7 @@ pub fn detached(plan: &ExecPlan) -> Result<u32, ExecError> {
     drop((theirs, command));
     frame::write(&mut line, plan, MAX_LIFELINE_BYTES)?;
     let failed = match frame::read(&mut line, MAX_LIFELINE_BYTES)? {
-        Some(FromHolder::Started) => return Ok(holder.id()),
+        Some(FromHolder::Started) => return Ok(holder),
         Some(FromHolder::Failed(why)) => why,
         None => "the process that was to hold it died".into(),
     };
@@ -168,6 +168,10 @@ pub fn holder() -> Result<u8, ExecError> {
         teller.take().is_some_and(|mut line| frame::write(&mut line, what, MAX_LIFELINE_BYTES).is_ok())
     };
     let ended = attached(&plan, || {
+        if plan.console_socket.is_some() {
+            // The process has other ones, and whoever asked for it may wait for the end of these.
+            descriptor::drop_standard_streams().map_err(host("let go of the standard streams"))?;
+        }
         tell(&FromHolder::Started);
         Ok(())
     });

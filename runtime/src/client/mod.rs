@@ -74,9 +74,7 @@ pub fn run(
     // The terminal goes back before anything is printed.
     drop(watch);
     let status = wait(monitor)?;
-    process::reap_orphans(Instant::now() + ORPHAN_TIME);
-    // A monitor that ended by itself has left nothing.
-    let _ = remove_if_dead(&plan.directory());
+    clean_up_after(plan);
     match (ended, watched) {
         (Some(ended), _) => Ok(ended),
         (None, Err(error @ ClientError::Host { .. })) => Err(error),
@@ -110,12 +108,7 @@ pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Res
     }
     drop(lifeline);
     let status = stand_in.wait().map_err(host("wait for the monitor"))?;
-    process::reap_orphans(Instant::now() + ORPHAN_TIME);
-    let _ = remove_if_dead(&plan.directory());
-    // Nobody else has the id, unless that is what went wrong.
-    if let (Some(path), false) = (&plan.cgroup, plan.directory().exists()) {
-        cgroup::remove(path);
-    }
+    clean_up_after(plan);
     match (ended, told) {
         (Some(ending), _) => Ok(Created::Failed(ending)),
         (None, Err(error)) => Err(error),
@@ -133,6 +126,16 @@ pub enum Created {
     },
     /// It does not, and nothing is left of it.
     Failed(Ending),
+}
+
+/// Removes what a monitor that was killed has left; one that ended by itself has left nothing.
+fn clean_up_after(plan: &Plan) {
+    process::reap_orphans(Instant::now() + ORPHAN_TIME);
+    let _ = remove_if_dead(&plan.directory());
+    // Nobody else has the id, unless that is what went wrong.
+    if let (Some(path), false) = (&plan.cgroup, plan.directory().exists()) {
+        cgroup::remove(path);
+    }
 }
 
 fn wait(mut monitor: Child) -> Result<ExitStatus, ClientError> {

@@ -14,7 +14,7 @@ mod signals;
 mod socket;
 
 pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
-pub use socket::{Added, AskError, ask};
+pub use socket::{Added, AskError, ask, listener};
 
 use std::ffi::OsStr;
 use std::io;
@@ -80,9 +80,9 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
     let mut lifeline = UnixStream::from(lifeline);
     let mut plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
     plan.stand_in = stand_in;
-    let detached = plan.detached;
+    let (detached, cgroup) = (plan.detached, plan.cgroup.clone());
     let mut timeline = Timeline::from(Moment::now());
-    let mut client = Client { lifeline, is_there: true, resize: None };
+    let mut client = Client { lifeline, is_there: true, stands: false, resize: None };
     let ending = match prepare(&plan, &mut client) {
         Ok((directory, ends, inbox)) => {
             sandbox::run(plan, directory, ends, &inbox, &mut client, &mut timeline)
@@ -90,6 +90,10 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
         Err(error) => Ending::of(&error),
     };
     let code = exit::code_of(&ending);
+    if let (Some(cgroup), false) = (cgroup, detached && client.stands) {
+        // Nobody is going to delete what never stood, or was never to stay.
+        cgroup::leave(&cgroup, stand_in.into_iter().chain([std::process::id()]));
+    }
     client.tell(&FromMonitor::Ended { ending, timeline });
     if let (false, false, Some(terminal)) = (client.is_there, detached, terminal) {
         // Whoever was to restore it is gone.
@@ -121,6 +125,10 @@ fn prepare(plan: &Plan, client: &mut Client) -> Result<(StateDir, Ends, Inbox), 
         Some(terminal) => Ends::terminal(terminal),
         None => Ends::inherited(),
     };
+    if terminal.is_some() && !plan.debug {
+        // The container has other ones, and whoever made it may wait for the end of these.
+        descriptor::drop_standard_streams().map_err(host("let go of the standard streams"))?;
+    }
     if plan.detached {
         client.resize = signals::pass_on(terminal, inbox.sender()).map_err(host("receive signals"))?;
     }
@@ -140,6 +148,8 @@ fn leave_signals_to_the_client() {
 struct Client {
     lifeline: UnixStream,
     is_there: bool,
+    /// Whether the container has been made.
+    stands: bool,
     /// Passes the size of the terminal on, where that is ours to do.
     resize: Option<signals::Resize>,
 }
@@ -156,6 +166,7 @@ impl Watcher for Client {
     }
 
     fn created(&mut self) {
+        self.stands = true;
         self.tell(&FromMonitor::Created);
     }
 
