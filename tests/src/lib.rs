@@ -7,14 +7,17 @@
 //! ```
 //!
 //! [`sandbox()`] makes a bundle with a busybox root and a private state directory; [`Sandbox::run`] runs
-//! `sandbox run` and waits, [`Sandbox::spawn`] and [`Sandbox::terminal`] leave it running. When the sandbox is
+//! `sandbox run` and waits, [`Sandbox::spawn`] and [`Sandbox::terminal`] leave it running; [`container`] has the verbs
+//! of engines, `create` and what follows. When the sandbox is
 //! dropped, [`leaks`] checks that nothing of it is left on the host. [`vmm`] drives `sandbox-vmm` alone.
 //!
 //! Nothing here waits without an end: see [`place::patience`].
 
 pub mod bundle;
+pub mod container;
 pub mod initramfs;
 pub mod leaks;
+pub mod orphan;
 pub mod outcome;
 pub mod pattern;
 pub mod place;
@@ -25,6 +28,7 @@ pub mod terminal;
 pub mod trace;
 pub mod vmm;
 
+pub use container::Container;
 pub use outcome::Outcome;
 pub use place::skip;
 pub use podman::Podman;

@@ -93,6 +93,30 @@ impl Process {
         self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
+    /// Waits for the end of the program alone: another one may have its streams.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than [`patience`].
+    #[track_caller]
+    pub fn wait_alone(&mut self) -> Outcome {
+        let deadline = Instant::now() + patience();
+        while self.running() {
+            if Instant::now() > deadline {
+                let outcome = self.kill_and_collect();
+                panic!("the program did not end within {:?}\n{outcome}", patience());
+            }
+            std::thread::sleep(POLL);
+        }
+        self.collect()
+    }
+
+    /// What was written to its standard streams so far.
+    pub fn so_far(&self) -> (String, String) {
+        let text = |stream: &Collector| String::from_utf8_lossy(&stream.bytes()).into_owned();
+        (text(&self.stdout), text(&self.stderr))
+    }
+
     /// Waits for its end with standard input closed.
     ///
     /// # Panics

@@ -157,9 +157,14 @@ impl Sandbox {
     /// `sandbox` with this sandbox's `--root` and other words. Waits for it.
     #[track_caller]
     pub fn verb<A: Into<OsString>>(&self, words: impl IntoIterator<Item = A>) -> Outcome {
+        Process::spawn(&mut self.verb_command(words)).wait()
+    }
+
+    /// The command line of [`Sandbox::verb`].
+    pub fn verb_command<A: Into<OsString>>(&self, words: impl IntoIterator<Item = A>) -> Command {
         let mut command = self.base_command();
         command.args(words.into_iter().map(Into::into));
-        Process::spawn(&mut command).wait()
+        command
     }
 
     /// The command line of [`Sandbox::run`].
@@ -178,12 +183,18 @@ impl Sandbox {
         command
     }
 
-    fn base_command(&self) -> Command {
+    /// `sandbox` with this sandbox's `--root`, environment and mark.
+    pub(crate) fn base_command(&self) -> Command {
         let mut command = Command::new(binary("sandbox"));
         command.arg("--root").arg(self.state());
         command.env(MARK, &self.id).env("TMPDIR", self.directory.path().join("tmp"));
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// The words of `create` and `run` that were asked for, but the bundle and the id.
+    pub(crate) fn making(&self) -> Vec<OsString> {
+        ["--machine".into(), self.machine.clone().into()].into_iter().chain(self.options.clone()).collect()
     }
 
     /// What this sandbox leaves on a host while it is there.

@@ -1,8 +1,12 @@
-//! `sandbox run` on a terminal.
+//! Terminals: one that `sandbox run` is started on, and one that it sends over a console socket.
 
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -11,6 +15,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{self, LocalFlags};
 use nix::unistd::Pid;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::place::patience;
 use crate::process::POLL;
@@ -27,9 +32,49 @@ nix::ioctl_write_int_bad!(
 /// A program on a terminal whose other end the test holds. It is killed when this is dropped.
 pub struct Terminal {
     child: Child,
-    master: std::fs::File,
+    screen: Screen,
     slave: OwnedFd,
+}
+
+/// The end of a terminal at which somebody sits.
+pub struct Screen {
+    master: std::fs::File,
     seen: Arc<Mutex<Vec<u8>>>,
+}
+
+/// A socket to which the other end of a terminal is sent, as engines make one.
+pub struct ConsoleSocket {
+    /// Where it is.
+    pub path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ConsoleSocket {
+    /// Listens at `path`.
+    pub fn listen(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).expect("a console socket");
+        Self { path: path.to_owned(), listener }
+    }
+
+    /// Takes the terminal that was sent. Call it after the command that sends it has ended.
+    ///
+    /// # Panics
+    ///
+    /// When none was.
+    pub fn receive(&self) -> Screen {
+        self.listener.set_nonblocking(true).expect("a socket can be made so");
+        let (connection, _) = self.listener.accept().expect("somebody has connected");
+        let (mut name, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let (bytes, flags) = (&mut [IoSliceMut::new(&mut name)], RecvFlags::CMSG_CLOEXEC);
+        let got = rustix::net::recvmsg(&connection, bytes, &mut control, flags).expect("a message");
+        assert!(name[..got.bytes].starts_with(b"/dev/pts/"), "the terminal's name comes with it");
+        let descriptor = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        Screen::of(descriptor.expect("a descriptor"))
+    }
 }
 
 impl Terminal {
@@ -51,15 +96,52 @@ impl Terminal {
             });
         }
         let child = command.spawn().expect("the program can be started");
-        let master = std::fs::File::from(pair.master);
+        Self { child, screen: Screen::of(pair.master), slave: pair.slave }
+    }
+
+    /// Whether the terminal echoes and edits lines, as it does when no program has set it to raw mode.
+    pub fn cooked(&self) -> bool {
+        let modes = termios::tcgetattr(&self.slave).expect("a terminal has modes");
+        modes.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON)
+    }
+
+    /// Waits for the program's end and gives its exit code.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than [`patience`], or a signal killed it.
+    #[track_caller]
+    pub fn wait(&mut self) -> i32 {
+        let deadline = Instant::now() + patience();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status.code().unwrap_or_else(|| panic!("{status}: {:?}", self.seen()));
+            }
+            assert!(Instant::now() < deadline, "the program did not end: {:?}", self.seen());
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Deref for Terminal {
+    type Target = Screen;
+
+    fn deref(&self) -> &Screen {
+        &self.screen
+    }
+}
+
+impl Screen {
+    fn of(master: OwnedFd) -> Self {
+        let master = std::fs::File::from(master);
         let seen = Arc::new(Mutex::new(Vec::new()));
         collect(master.try_clone().expect("a descriptor"), seen.clone());
-        Self { child, master, slave: pair.slave, seen }
+        Self { master, seen }
     }
 
     /// Types.
-    pub fn type_keys(&mut self, keys: &str) {
-        self.master.write_all(keys.as_bytes()).expect("a terminal can be written to");
+    pub fn type_keys(&self, keys: &str) {
+        (&self.master).write_all(keys.as_bytes()).expect("a terminal can be written to");
     }
 
     /// Types again and again until `text` was written to the terminal.
@@ -68,7 +150,7 @@ impl Terminal {
     ///
     /// When that takes longer than [`patience`].
     #[track_caller]
-    pub fn type_keys_until(&mut self, keys: &str, text: &str) {
+    pub fn type_keys_until(&self, keys: &str, text: &str) {
         let deadline = Instant::now() + patience();
         while !self.seen().contains(text) {
             assert!(Instant::now() < deadline, "{text:?} did not appear on the terminal: {:?}", self.seen());
@@ -81,12 +163,6 @@ impl Terminal {
     pub fn resize(&self, columns: u16, rows: u16) {
         // SAFETY: the pointer is to a Winsize that outlives the call.
         unsafe { set_window_size(self.master.as_raw_fd(), &window(columns, rows)) }.expect("a new size");
-    }
-
-    /// Whether the terminal echoes and edits lines, as it does when no program has set it to raw mode.
-    pub fn cooked(&self) -> bool {
-        let modes = termios::tcgetattr(&self.slave).expect("a terminal has modes");
-        modes.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON)
     }
 
     /// Everything that was written to the terminal so far.
@@ -119,23 +195,6 @@ impl Terminal {
         let deadline = Instant::now() + patience();
         while !appeared(&self.seen()) {
             assert!(Instant::now() < deadline, "{text:?} did not appear on the terminal: {:?}", self.seen());
-            std::thread::sleep(POLL);
-        }
-    }
-
-    /// Waits for the program's end and gives its exit code.
-    ///
-    /// # Panics
-    ///
-    /// When that takes longer than [`patience`], or a signal killed it.
-    #[track_caller]
-    pub fn wait(&mut self) -> i32 {
-        let deadline = Instant::now() + patience();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
-                return status.code().unwrap_or_else(|| panic!("{status}: {:?}", self.seen()));
-            }
-            assert!(Instant::now() < deadline, "the program did not end: {:?}", self.seen());
             std::thread::sleep(POLL);
         }
     }

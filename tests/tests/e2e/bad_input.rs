@@ -53,6 +53,7 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
         ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "hooks.createContainer"),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1000, "size": 1}]), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
         ("/linux/resources/blockIO", json!({"weight": 9}), "linux.resources.blockIO.weight"),
         (

@@ -2,11 +2,17 @@
 
 mod abrupt;
 mod bad_input;
+mod consoles;
+mod deaths;
+mod exec;
 mod fields;
 mod files;
 mod guide;
 mod hooks;
+mod host_cgroup;
 mod information;
+mod lifecycle;
+mod limits;
 mod machine;
 mod many;
 mod podman;
@@ -16,3 +22,5 @@ mod scheduling;
 mod start_hooks;
 mod streams;
 mod terminal;
+mod verbs;
+mod verbs_bad_input;

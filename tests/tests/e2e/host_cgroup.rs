@@ -1,0 +1,73 @@
+//! `linux.cgroupsPath`: the cgroup of the host in which engines look for a sandbox's processes.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use sandbox_tests::{Sandbox, leaks, sandbox};
+
+/// A sandbox with a cgroup of its own on the host.
+fn grouped(name: &str) -> Sandbox {
+    let sandbox = sandbox(name).command(["sleep", "1000"]);
+    let path = format!("/{}", sandbox.id);
+    sandbox.config(|config| config["linux"]["cgroupsPath"] = path.into())
+}
+
+/// Whether a process is in the sandbox's cgroup, in every hierarchy that has controllers or is of version 2.
+fn is_inside(sandbox: &Sandbox, pid: i32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    // A hierarchy that is not mounted, or a named one, is nobody's to use.
+    let mounted = |line: &&str| {
+        let controllers = line.split(':').nth(1).unwrap_or_default();
+        let name = if controllers.is_empty() { "unified" } else { controllers };
+        Path::new("/sys/fs/cgroup").join(name).is_dir()
+            || (controllers.is_empty() && Path::new("/sys/fs/cgroup/cgroup.controllers").exists())
+    };
+    let lines: Vec<&str> = text.lines().filter(mounted).collect();
+    assert!(!lines.is_empty(), "this host has no cgroups: {text}");
+    lines.iter().all(|line| line.ends_with(&format!(":/{}", sandbox.id)))
+}
+
+#[test]
+fn it_holds_the_monitor_and_the_machine_and_goes_with_the_container() {
+    let sandbox = grouped("cgroup");
+    let container = sandbox.create();
+    let processes = leaks::processes(&sandbox.trace());
+    assert!(processes.iter().any(|(_, command)| command.contains("sandbox-vmm")), "{processes:?}");
+    assert!(processes.iter().any(|(pid, _)| *pid == container.monitor.pid()), "{processes:?}");
+    for (pid, command) in processes {
+        assert!(is_inside(&sandbox, pid.as_raw()), "{command} is elsewhere");
+    }
+    sandbox.on("start", []).expect_code(0);
+    container.end();
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn it_goes_when_the_monitor_was_killed_and_when_the_container_could_not_be_made() {
+    let sandbox = grouped("cgroup-killed");
+    let container = sandbox.start();
+    container.monitor.signal(Signal::SIGKILL);
+    assert_eq!(container.monitor.wait(), 137);
+    sandbox.on("delete", []).expect_code(0);
+    sandbox.expect_nothing_left();
+    let sandbox =
+        sandbox.config(|config| config["process"]["user"]["additionalGids"] = vec![1; 100_000].into());
+    sandbox.create_in_vain().expect_code(1);
+    sandbox.expect_nothing_left();
+}
+
+#[test]
+fn it_goes_after_a_run() {
+    let sandbox = grouped("cgroup-run");
+    sandbox.run(["echo", "x"]).expect_stdout("x\n");
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn a_path_that_leads_elsewhere_is_refused() {
+    for path in ["/../x", "/a/../../x", "slice:prefix:name"] {
+        let sandbox = sandbox("cgroup-path").config(|config| config["linux"]["cgroupsPath"] = path.into());
+        sandbox.create_in_vain().expect_error(1, &["linux.cgroupsPath", path]);
+    }
+}

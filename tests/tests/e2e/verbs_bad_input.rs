@@ -1,0 +1,244 @@
+//! The verbs of engines with bad input: the words that engines look for, and nothing left behind.
+
+use std::fs;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sandbox_tests::process::Process;
+use sandbox_tests::{Sandbox, sandbox};
+use serde_json::json;
+
+/// Every verb that is about a container, with what it needs besides.
+const VERBS: [(&str, &[&str]); 11] = [
+    ("start", &[]),
+    ("state", &[]),
+    ("kill", &["KILL"]),
+    ("delete", &[]),
+    ("exec", &["true"]),
+    ("ps", &[]),
+    ("pause", &[]),
+    ("resume", &[]),
+    ("update", &["--memory", "64M"]),
+    ("events", &["--stats"]),
+    ("events", &[]),
+];
+
+fn sleeper(name: &str) -> Sandbox {
+    sandbox(name).command(["sleep", "1000"])
+}
+
+#[test]
+fn ids_that_are_unknown_or_no_ids() {
+    let sandbox = sleeper("ids");
+    let long = "x".repeat(1000);
+    for (verb, more) in VERBS {
+        let on = |id: &str| sandbox.verb([verb, id].iter().chain(more));
+        on("unknown").expect_error(1, &["container does not exist", "unknown"]);
+        for id in ["a/b", "../a", "..", "", &long] {
+            let outcome = on(id);
+            assert_ne!(outcome.code(), Some(0), "{verb} {id}: {outcome}");
+            assert!(outcome.err().contains("id"), "{verb} {id}: {outcome}");
+        }
+    }
+    sandbox.verb(["kill"]).expect_error(2, &["ID"]);
+    sandbox.on("kill", ["FROB"]).expect_error(1, &["FROB"]);
+    sandbox.expect_nothing_left();
+}
+
+#[test]
+fn every_verb_in_every_wrong_state() {
+    let sandbox = sleeper("wrong-state");
+    let fails = |verb: &str, more: &[&str], words: &str| {
+        sandbox.verb([verb, &sandbox.id].iter().chain(more)).expect_error(1, &[words]);
+    };
+    let container = sandbox.create();
+    fails("exec", &["true"], "container not running");
+    fails("pause", &[], "container not running");
+    fails("resume", &[], "container not paused");
+    sandbox.on("start", []).expect_code(0);
+    fails("start", &[], "cannot start an already running container");
+    fails("resume", &[], "container not paused");
+    fails("delete", &[], "that is not stopped: running");
+    sandbox.on("pause", []).expect_code(0);
+    fails("start", &[], "cannot start a container that is paused");
+    fails("pause", &[], "container not running");
+    fails("exec", &["true"], "paused");
+    fails("delete", &[], "that is not stopped: paused");
+    sandbox.on("kill", ["KILL"]).expect_code(0);
+    assert_eq!(container.monitor.wait(), 137);
+    fails("start", &[], "cannot start a container that has stopped");
+    fails("exec", &["true"], "cannot exec in a stopped container");
+    fails("pause", &[], "container not running");
+    fails("resume", &[], "container not paused");
+    for (verb, more) in
+        [("kill", &["KILL"][..]), ("ps", &[]), ("update", &["--memory", "64M"]), ("events", &["--stats"])]
+    {
+        fails(verb, more, "container not running");
+    }
+    sandbox.create_in_vain().expect_error(1, &["container with id exists"]);
+    sandbox.on("delete", []).expect_code(0);
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn process_files_that_are_no_processes() {
+    let sandbox = sleeper("bad-process");
+    let container = sandbox.start();
+    let file = sandbox.directory().join("process.json");
+    let exec = || {
+        let words = ["--process", file.to_str().unwrap()];
+        Process::spawn(&mut sandbox.exec_command(&words, [""; 0])).wait()
+    };
+    exec().expect_error(1, &["process.json", "No such file"]);
+    for (text, words) in [
+        ("{", "process.json"),
+        ("[]", "process"),
+        (r#"{"args": ["true"]}"#, "cwd"),
+        (r#"{"args": [], "cwd": "/"}"#, "process.args"),
+        (r#"{"args": ["true"], "cwd": "x"}"#, "process.cwd"),
+        (r#"{"args": ["true"], "cwd": "/", "frob": 1}"#, "process.frob"),
+        (r#"{"args": ["true"], "cwd": "/", "apparmorProfile": "x"}"#, "process.apparmorProfile"),
+        (r#"{"args": ["true"], "cwd": "/no/such/place"}"#, "/no/such/place"),
+    ] {
+        fs::write(&file, text).unwrap();
+        exec().expect_error(1, &[words]);
+    }
+    for words in [&["--user", "frob"][..], &["--cap", "CAP_FROB"], &["--preserve-fds", "1"], &["--cwd", "x"]]
+    {
+        let outcome = Process::spawn(&mut sandbox.exec_command(words, ["true"])).wait();
+        assert!(matches!(outcome.code(), Some(1 | 2)), "{outcome}");
+    }
+    assert_eq!(sandbox.on("ps", ["--format", "json"]).expect_code(0).out().trim().split(',').count(), 1);
+    container.end();
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written() {
+    let sandbox = sleeper("pid-file");
+    let nowhere = sandbox.directory().join("no/such/directory/pid");
+    let mut create = sandbox.verb_command(["create", "--machine", &sandbox_tests::place::machine()]);
+    create.arg("--bundle").arg(sandbox.bundle.path()).arg("--pid-file").arg(&nowhere).arg(&sandbox.id);
+    Process::spawn(&mut create).wait().expect_error(1, &["no/such/directory"]);
+    sandbox.expect_nothing_left();
+    let container = sandbox.start();
+    for detach in [&["--detach"][..], &[]] {
+        let words = [&["--pid-file", nowhere.to_str().unwrap()], detach].concat();
+        let exec = Process::spawn(&mut sandbox.exec_command(&words, ["sleep", "4321"])).wait();
+        exec.expect_error(1, &["no/such/directory"]);
+        while sandbox.on("ps", []).expect_code(0).out().contains("4321") {}
+    }
+    container.end();
+}
+
+#[test]
+fn a_state_file_that_somebody_has_damaged() {
+    let sandbox = sleeper("damaged");
+    let path = sandbox.state().join(&sandbox.id).join("state.json");
+    let other = sandbox_tests::sandbox("unharmed").command(["sleep", "1000"]);
+    for alive in [true, false] {
+        for text in ["", "{", "{\"id\": 1}", "\0\0\0"] {
+            let container = sandbox.start();
+            if !alive {
+                container.monitor.signal(nix::sys::signal::Signal::SIGKILL);
+                assert_eq!(container.monitor.wait(), 137);
+            }
+            fs::write(&path, text).unwrap();
+            sandbox.on("state", []).expect_error(1, &["state.json", "damaged", "delete --force"]);
+            sandbox.on("delete", []).expect_error(1, &["state.json", "damaged"]);
+            let listed = sandbox.verb(["list"]).expect_code(0);
+            assert!(listed.err().contains("damaged"), "{listed}");
+            sandbox.create_in_vain().expect_error(1, &["container with id exists"]);
+            let deleted = sandbox.on("delete", ["--force"]).expect_code(0);
+            assert!(deleted.err().contains("damaged"), "it says what it met\n{deleted}");
+            if alive {
+                assert_eq!(container.monitor.wait(), 137);
+            }
+            sandbox.expect_nothing_left();
+        }
+    }
+    drop(other);
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn a_file_of_somebody_else_in_the_state_directory_is_not_removed() {
+    let sandbox = sleeper("foreign");
+    let container = sandbox.start();
+    let letter = sandbox.state().join(&sandbox.id).join("letter");
+    sandbox.on("kill", ["KILL"]).expect_code(0);
+    assert_eq!(container.monitor.wait(), 137);
+    fs::write(&letter, "").unwrap();
+    sandbox.on("delete", []).expect_error(1, &[&sandbox.id, "is in the way"]);
+    assert!(letter.exists());
+    fs::remove_file(letter).unwrap();
+    sandbox.on("delete", []).expect_code(0);
+}
+
+#[test]
+fn a_state_root_on_a_full_disk() {
+    let sandbox = sleeper("full-verbs");
+    let state = sandbox.state();
+    mount("tmpfs", &state, "tmpfs", MountFlags::empty(), Some(c"size=64k,mode=700"))
+        .expect("the tests run as root");
+    let filler = state.join("filler");
+    let fill = || {
+        let mut size = 64 << 10;
+        while fs::write(&filler, vec![1; size]).is_err() {
+            size -= 512;
+        }
+        let _ = fs::write(state.join("filler2"), vec![1; 4096]);
+    };
+    fill();
+    let created = sandbox.create_in_vain();
+    let _ = fs::remove_file(&filler);
+    let container = sandbox.create();
+    sandbox.on("start", []).expect_code(0);
+    fill();
+    // The end needs no room.
+    let status = sandbox.status();
+    let killed = sandbox.on("kill", ["KILL"]);
+    let code = container.monitor.wait();
+    let stopped = sandbox.status();
+    let deleted = sandbox.on("delete", []);
+    let _ = unmount(&state, UnmountFlags::DETACH);
+    created.expect_error(1, &["No space left", state.to_str().unwrap()]);
+    killed.expect_code(0);
+    deleted.expect_code(0);
+    assert_eq!((status.as_str(), code, stopped.as_str()), ("running", 137, "stopped"));
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn a_configuration_that_cannot_be_run_is_refused_by_create() {
+    let sandbox = sleeper("bad-create");
+    let good = sandbox.bundle.config();
+    for (pointer, value, words) in [
+        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
+        ("/process/args", json!([]), "process.args"),
+        ("/root/path", json!("nowhere"), "root.path"),
+        ("/process/cwd", json!("/bin/sh"), "/bin/sh"),
+    ] {
+        let mut config = good.clone();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        config.pointer_mut(parent).unwrap()[name] = value;
+        sandbox.bundle.write(&config);
+        sandbox.create_in_vain().expect_error(1, &[words]);
+        sandbox.expect_nothing_left();
+    }
+    sandbox.bundle.write(&good);
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn a_program_that_does_not_exist_is_an_error_of_start() {
+    let sandbox = sandbox("no-program").command(["no-such-program"]);
+    let mut create = Process::spawn(&mut sandbox.create_command());
+    let created = create.wait_alone();
+    if created.code() == Some(0) {
+        sandbox.on("start", []).expect_error(1, &["no-such-program", "not found"]);
+        sandbox.wait_for_status("stopped");
+        sandbox.on("delete", []).expect_code(0);
+    } else {
+        created.expect_error(1, &["no-such-program", "not found"]);
+    }
+    sandbox.expect_clean_and_usable();
+}
