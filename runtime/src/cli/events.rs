@@ -9,7 +9,7 @@ use super::{Error, Global, print};
 use crate::monitor::{self, AskError};
 use crate::quantity::Span;
 use crate::sandbox::{Answer, Request};
-use crate::state::{SandboxId, Status, find};
+use crate::state::{SandboxId, StateError, Status, find};
 
 /// How often the stream has numbers.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
@@ -32,7 +32,11 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
     let interval = args.interval.map_or(DEFAULT_INTERVAL, |span| span.0);
     let mut oom_kills = None;
     loop {
-        let (directory, record) = find(&global.root(), &args.id)?;
+        let (directory, record) = match find(&global.root(), &args.id) {
+            // It was deleted meanwhile.
+            Err(StateError::NotFound { .. }) if oom_kills.is_some() => return Ok(0),
+            found => found?,
+        };
         if record.status == Status::Stopped {
             return match oom_kills {
                 Some(_) => Ok(0),
