@@ -231,6 +231,8 @@ fn a_container_that_is_being_created_can_be_deleted_by_force() {
 #[test]
 fn fifty_lives_leave_nothing() {
     let sandbox = sandbox("fifty").command(["true"]);
+    let cgroup = format!("/{}", sandbox.id);
+    let sandbox = sandbox.config(|config| config["linux"]["cgroupsPath"] = cgroup.into());
     for _ in 0..50 {
         let container = sandbox.start();
         assert_eq!(container.monitor.wait(), 0);
