@@ -19,6 +19,7 @@ fn a_monitor_killed_in_each_state_is_stopped_and_can_be_deleted() {
         }
         assert_eq!(sandbox.status(), state);
         kill_monitor(&container);
+        sandbox.wait_for_status("stopped");
         let shown = sandbox.shown();
         assert_eq!((shown["status"].as_str(), shown["pid"].as_i64()), (Some("stopped"), Some(0)), "{state}");
         leaks::expect_no_process(&sandbox.trace());
@@ -41,10 +42,8 @@ fn a_monitor_killed_while_it_creates_leaves_nothing() {
         let create = Process::spawn(&mut sandbox.create_command());
         while sandbox.on("state", []).code() != Some(0) {}
         let processes = leaks::processes(&sandbox.trace());
-        let (monitor, _) = processes
-            .iter()
-            .find(|(_, command)| command.trim_end().ends_with(" monitor"))
-            .expect("a monitor");
+        let (monitor, _) =
+            processes.iter().find(|(_, command)| command.contains(" monitor")).expect("a monitor");
         kill(*monitor, Signal::SIGKILL).unwrap();
         create.wait().expect_error(1, &["monitor died"]);
         sandbox.expect_nothing_left();
@@ -79,6 +78,7 @@ fn an_added_process_ends_with_an_error_when_the_monitor_is_killed() {
     exec.wait_for_stdout("ready");
     kill_monitor(&container);
     exec.wait().expect_error(1, &["sandbox"]);
+    sandbox.wait_for_status("stopped");
     sandbox.on("delete", []).expect_code(0);
 }
 

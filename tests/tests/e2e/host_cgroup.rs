@@ -49,6 +49,8 @@ fn it_goes_when_the_monitor_was_killed_and_when_the_container_could_not_be_made(
     let container = sandbox.start();
     container.monitor.signal(Signal::SIGKILL);
     assert_eq!(container.monitor.wait(), 137);
+    // The kernel ends the rest of it.
+    sandbox.wait_for_status("stopped");
     sandbox.on("delete", []).expect_code(0);
     sandbox.expect_nothing_left();
     let sandbox =
