@@ -60,8 +60,7 @@ fn limits_that_cannot_be_changed_are_named_by_their_path() {
     let sandbox = sandbox("update-bad").command(["sleep", "1000"]);
     let container = sandbox.start();
     for (text, words) in [
-        (r#"{"network": {"classID": 10}}"#, "linux.resources.network"),
-        (r#"{"memory": {"swappiness": 10}}"#, "linux.resources.memory.swappiness"),
+        (r#"{"memory": {"kernelTCP": 10}}"#, "linux.resources.memory.kernelTCP"),
         (r#"{"rdma": {"mlx5_1": {"hcaHandles": 3}}}"#, "linux.resources.rdma"),
         (r#"{"memroy": {"limit": 10}}"#, "linux.resources.memroy"),
         (r#"{"memory": {"limit": "much"}}"#, "limit"),
