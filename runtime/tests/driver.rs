@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandbox_protocol::{
     Call, Create, Event as AgentEvent, ExitStatus, Failure as AgentFailure, FailureKind, FromAgent, Hello,
@@ -22,6 +22,9 @@ use sandbox_vmm_api::{MachineChoice, MachineKind, ShareEntry, VmConfig};
 /// A machine that runs until its socket closes.
 const GOOD: &str =
     r#"echo '{"event":"running","machine":"qemu","reason":"a test","timings":[]}' >&3; exec cat <&3"#;
+
+/// How long an agent dials in vain.
+const DIAL_TIME: Duration = Duration::from_secs(10);
 
 /// A driver reaps every child of its process, so that there is one at a time.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
@@ -130,12 +133,15 @@ struct Agent {
 }
 
 impl Agent {
+    /// Dials until somebody listens. A driver that has ended will not, and then the play is over.
     fn dial(&self, path: PathBuf) -> UnixStream {
+        let deadline = Instant::now() + DIAL_TIME;
         loop {
             match UnixStream::connect(&path) {
                 Ok(stream) => return stream,
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", path.display()),
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
