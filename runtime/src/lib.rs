@@ -31,6 +31,7 @@ pub mod monitor;
 pub mod printable;
 pub mod process;
 pub mod quantity;
+mod replace;
 pub mod sandbox;
 pub mod spec;
 pub mod stand_in;

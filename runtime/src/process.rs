@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+/// How long the processes that a killed one has left may take to end by themselves.
+pub const ORPHAN_TIME: Duration = Duration::from_secs(5);
+
 /// How often orphans are looked for: they come one after the other, as each level of a tree ends.
 const ORPHAN_POLL: Duration = Duration::from_millis(2);
 

@@ -17,9 +17,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -43,9 +42,6 @@ pub const SUBCOMMAND: &str = "stand-in";
 /// Where it finds the monitor's end of the lifeline, and its own of the door.
 const LIFELINE_FD: RawFd = 3;
 const DOOR_FD: RawFd = 4;
-
-/// How long the processes of a killed monitor may take to end by themselves.
-const ORPHAN_TIME: Duration = Duration::from_secs(5);
 
 /// Why there is no process that stands for the container.
 #[derive(Debug, thiserror::Error)]
@@ -198,14 +194,7 @@ pub fn main() -> Result<u8, StandInError> {
 /// Passes signals on until the monitor ends.
 fn attend(mut monitor: Child, mut signals: Signals) -> Result<u8, StandInError> {
     let pidfd = process::pidfd(monitor.id()).map_err(host_io("watch the monitor"))?;
-    loop {
-        let sources = [signals.as_fd(), pidfd.as_fd()];
-        let mut ready = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
-        let _ = rustix::event::poll(&mut ready, None);
-        let [_, end] = ready;
-        if !end.revents().is_empty() {
-            break;
-        }
+    while !signals.wait_beside(&pidfd) {
         while let Some(signal) = signals.take() {
             if let Some(signal) = Signal::from_named_raw(signal as i32) {
                 // It may have ended meanwhile.
@@ -214,7 +203,7 @@ fn attend(mut monitor: Child, mut signals: Signals) -> Result<u8, StandInError> 
         }
     }
     let status = monitor.wait().map_err(host_io("wait for the monitor"))?;
-    process::reap_orphans(Instant::now() + ORPHAN_TIME);
+    process::reap_orphans(Instant::now() + process::ORPHAN_TIME);
     Ok(exit::code_of_process(status))
 }
 

@@ -1,7 +1,5 @@
 //! `sandbox create`.
 
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use sandbox_protocol::RootWrites;
@@ -11,6 +9,7 @@ use super::plan::{MachineOptions, Wanted, name, plan};
 use super::{Error, Global};
 use crate::client::{self, Created};
 use crate::log::Log;
+use crate::replace::replace;
 use crate::sandbox::{Ending, Plan};
 use crate::spec::Overrides;
 use crate::state::SandboxId;
@@ -107,10 +106,6 @@ impl Engine {
         let directory = path.parent().unwrap_or(Path::new("."));
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let new = directory.join(format!(".{name}.new"));
-        let write = || {
-            fs::File::create(&new)?.write_all(pid.to_string().as_bytes())?;
-            fs::rename(&new, path)
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&new))).map_err(error)
+        replace(path, &new, pid.to_string().as_bytes()).map_err(error)
     }
 }

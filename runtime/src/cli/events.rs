@@ -5,10 +5,10 @@ use std::time::Duration;
 use sandbox_protocol::Stats;
 use serde_json::{Value, json};
 
-use super::{Error, Global, print};
+use super::{Error, Global, data_of, print, stopped};
 use crate::monitor::{self, AskError};
 use crate::quantity::Span;
-use crate::sandbox::{Answer, Request};
+use crate::sandbox::Request;
 use crate::state::{SandboxId, StateError, Status, find};
 
 /// How often the stream has numbers.
@@ -40,7 +40,7 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
         if record.status == Status::Stopped {
             return match oom_kills {
                 Some(_) => Ok(0),
-                None => Err(Error::Failed("container not running: it has stopped".into())),
+                None => Err(stopped()),
             };
         }
         let answer = match monitor::ask(&monitor::socket_of(&directory), &Request::Stats) {
@@ -48,8 +48,7 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
             Err(AskError::Connection { .. } | AskError::Refused(_)) if oom_kills.is_some() => return Ok(0),
             answer => answer?,
         };
-        let Answer::Data { value } = answer else { return Err(Error::NoSense) };
-        let stats: Stats = serde_json::from_value(value).map_err(|_| Error::NoSense)?;
+        let stats: Stats = data_of(answer)?;
         let kills = stats.memory.events.oom_kill;
         if oom_kills.is_some_and(|before| before < kills) {
             print(&format!("{}\n", json!({"type": "oom", "id": args.id})))?;

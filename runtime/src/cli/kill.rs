@@ -2,10 +2,10 @@
 
 use nix::sys::signal::Signal;
 
-use super::{Error, Global};
+use super::{Error, Global, socket_of_living};
 use crate::monitor;
 use crate::sandbox::Request;
-use crate::state::{SandboxId, Status, find};
+use crate::state::SandboxId;
 
 /// The arguments of `sandbox kill`.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,11 +28,8 @@ pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
             args.signal
         ))
     })?;
-    let (directory, record) = find(&global.root(), &args.id)?;
-    if record.status == Status::Stopped {
-        return Err(Error::Failed("container not running: it has stopped".into()));
-    }
-    monitor::ask(&monitor::socket_of(&directory), &Request::Signal { signal, all: args.all })?;
+    let socket = socket_of_living(&args.id, global)?;
+    monitor::ask(&socket, &Request::Signal { signal, all: args.all })?;
     Ok(0)
 }
 

@@ -23,14 +23,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use serde::de::DeserializeOwned;
 
 use crate::artefact::ArtefactError;
 use crate::cgroup::CgroupError;
 use crate::client::{ClientError, ExecError};
 use crate::log::{Format, Level, Log};
 use crate::monitor::AskError;
+use crate::sandbox::Answer;
 use crate::spec::SpecError;
-use crate::state::{OCI_VERSION, StateError, default_root};
+use crate::state::{OCI_VERSION, SandboxId, StateError, Status, default_root, find};
 use crate::{client, descriptor, exit, monitor, stand_in};
 
 /// Run OCI bundles, each in a virtual machine of its own.
@@ -213,6 +215,27 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::Events(args)) => events::events(&args, &cli.global),
         Some(Command::Features) => features::features(),
         None => Err(Error::Usage("no command given: `sandbox --help` lists them".into())),
+    }
+}
+
+/// The request socket of a sandbox that has not stopped.
+fn socket_of_living(id: &SandboxId, global: &Global) -> Result<PathBuf, Error> {
+    let (directory, record) = find(&global.root(), id)?;
+    match record.status {
+        Status::Stopped => Err(stopped()),
+        _ => Ok(monitor::socket_of(&directory)),
+    }
+}
+
+fn stopped() -> Error {
+    Error::Failed("container not running: it has stopped".into())
+}
+
+/// What a sandbox was asked for.
+fn data_of<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
+    match answer {
+        Answer::Data { value } => serde_json::from_value(value).map_err(|_| Error::NoSense),
+        _ => Err(Error::NoSense),
     }
 }
 

@@ -2,11 +2,11 @@
 
 use sandbox_protocol::{ProcessInfo, Processes};
 
-use super::{Error, Global, print};
+use super::{Error, Global, data_of, print, socket_of_living};
 use crate::monitor;
 use crate::printable::printable;
-use crate::sandbox::{Answer, Request};
-use crate::state::{SandboxId, Status, find};
+use crate::sandbox::Request;
+use crate::state::SandboxId;
 
 /// The arguments of `sandbox ps`.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,13 +29,8 @@ enum Form {
 
 /// Lists the processes of a sandbox, with the ids that they have in the guest.
 pub fn ps(args: &Args, global: &Global) -> Result<u8, Error> {
-    let (directory, record) = find(&global.root(), &args.id)?;
-    if record.status == Status::Stopped {
-        return Err(Error::Failed("container not running: it has stopped".into()));
-    }
-    let answer = monitor::ask(&monitor::socket_of(&directory), &Request::Processes)?;
-    let Answer::Data { value } = answer else { return Err(Error::NoSense) };
-    let Processes { processes, .. } = serde_json::from_value(value).map_err(|_| Error::NoSense)?;
+    let socket = socket_of_living(&args.id, global)?;
+    let Processes { processes, .. } = data_of(monitor::ask(&socket, &Request::Processes)?)?;
     let text = match args.format {
         Form::Json => {
             let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
-use super::{Error, Global};
+use super::{Error, Global, socket_of_living};
 use crate::monitor;
 use crate::quantity::Size;
 use crate::sandbox::Request;
 use crate::spec::resources_of;
-use crate::state::{SandboxId, Status, find};
+use crate::state::SandboxId;
 
 /// The most bytes of a file of limits.
 const MAX_BYTES: u64 = 1 << 20;
@@ -76,12 +76,9 @@ impl std::str::FromStr for Bytes {
 
 /// Changes the limits of a sandbox.
 pub fn update(args: &Args, global: &Global) -> Result<u8, Error> {
-    let (directory, record) = find(&global.root(), &args.id)?;
-    if record.status == Status::Stopped {
-        return Err(Error::Failed("container not running: it has stopped".into()));
-    }
+    let socket = socket_of_living(&args.id, global)?;
     let resources = args.limits()?;
-    monitor::ask(&monitor::socket_of(&directory), &Request::Update { resources: Box::new(resources) })?;
+    monitor::ask(&socket, &Request::Update { resources: Box::new(resources) })?;
     Ok(0)
 }
 

@@ -4,14 +4,13 @@
 //! monitor is: it lives on, and ends with the exit code of the process that it stands for.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Process;
-use rustix::event::{PollFd, PollFlags};
 use sandbox_protocol::ExitStatus;
 use sandbox_protocol::frame::{self, FrameError};
 use serde::{Deserialize, Serialize};
@@ -19,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Signals;
 use crate::descriptor::{self, Ties};
 use crate::monitor::{Added, AskError, MAX_LIFELINE_BYTES};
-use crate::sandbox::Request;
+use crate::sandbox::{Ends, Request};
 use crate::stdio::{ConsoleError, RawTerminal, open_console, window_size};
 
 /// The name of the hidden subcommand.
@@ -76,9 +75,12 @@ pub fn attached(
         (Some(socket), true) => Some(open_console(socket)?),
         _ => None,
     };
-    let streams = streams(terminal.as_ref()).map_err(host("copy the standard streams"))?;
-    let mut added = Added::start(&plan.socket, &plan.process, &streams)?;
-    drop(streams);
+    let ends = match &terminal {
+        Some(terminal) => Ends::terminal(terminal),
+        None => Ends::inherited(),
+    };
+    let ends = ends.map_err(host("copy the standard streams"))?;
+    let mut added = Added::start(&plan.socket, &plan.process, ends)?;
     started()?;
     let raw = (has_terminal && terminal.is_none()).then(RawTerminal::enter).flatten();
     let size = || match &terminal {
@@ -105,25 +107,7 @@ pub fn attached(
 
 /// Waits for a signal or for the end of the process; whether it is the latter.
 fn ended(added: &Added, signals: &Signals) -> bool {
-    if added.has_news() {
-        return true;
-    }
-    let sources = [signals.as_fd(), added.as_fd()];
-    let mut ready = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
-    let _ = rustix::event::poll(&mut ready, None);
-    let [_, end] = ready;
-    !end.revents().is_empty()
-}
-
-fn streams(terminal: Option<&OwnedFd>) -> io::Result<Vec<OwnedFd>> {
-    match terminal {
-        Some(terminal) => Ok(vec![descriptor::copy_of(terminal)?, descriptor::copy_of(terminal)?]),
-        None => Ok(vec![
-            descriptor::copy_of(io::stdin())?,
-            descriptor::copy_of(io::stdout())?,
-            descriptor::copy_of(io::stderr())?,
-        ]),
-    }
+    added.has_news() || signals.wait_beside(added)
 }
 
 /// What a holder tells the command that started it.

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags};
@@ -28,9 +28,6 @@ use crate::state::remove_if_dead;
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
 use crate::{cgroup, process};
-
-/// How long the processes of a killed monitor may take to end by themselves.
-const ORPHAN_TIME: Duration = Duration::from_secs(5);
 
 /// Why there is no ending to tell.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +127,7 @@ pub enum Created {
 
 /// Removes what a monitor that was killed has left; one that ended by itself has left nothing.
 fn clean_up_after(plan: &Plan) {
-    process::reap_orphans(Instant::now() + ORPHAN_TIME);
+    process::reap_orphans(Instant::now() + process::ORPHAN_TIME);
     let _ = remove_if_dead(&plan.directory());
     // Nobody else has the id, unless that is what went wrong.
     if let (Some(path), false) = (&plan.cgroup, plan.directory().exists()) {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags};
 
 /// The signals that reach the process in the guest.
 pub const FORWARDED: [Signal; 8] = [
@@ -37,6 +38,15 @@ impl Signals {
         blocked.add(Signal::SIGTTOU);
         blocked.thread_block()?;
         Ok(Self(SignalFd::with_flags(&read, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+    }
+
+    /// Waits for a signal, or for something else to be readable or closed; whether it is the latter.
+    pub fn wait_beside(&self, other: &impl AsFd) -> bool {
+        let sources = [self.as_fd(), other.as_fd()];
+        let mut ready = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
+        let _ = rustix::event::poll(&mut ready, None);
+        let [_, other] = ready;
+        !other.revents().is_empty()
     }
 
     /// The next signal that has come.

@@ -150,16 +150,13 @@ pub struct Added {
 }
 
 impl Added {
-    /// Asks for a process with these standard streams; returns when it runs.
-    pub fn start(
-        socket: &Path,
-        process: &oci_spec::runtime::Process,
-        streams: &[OwnedFd],
-    ) -> Result<Self, AskError> {
+    /// Asks for a process with these standard streams, which it alone has from then on; returns when it runs.
+    pub fn start(socket: &Path, process: &oci_spec::runtime::Process, ends: Ends) -> Result<Self, AskError> {
         let start = || {
             let connection = UnixStream::connect(socket)?;
             let request = Request::Exec { process: Box::new(process.clone()) };
-            let streams: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
+            let streams: Vec<_> =
+                [&ends.stdin, &ends.stdout, &ends.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
             descriptor::send(&connection, &line(&request)?, &streams)?;
             let mut reader = BufReader::new(connection.try_clone()?);
             connection.set_read_timeout(Some(ANSWER_TIME + LINE_TIME))?;
@@ -169,6 +166,7 @@ impl Added {
         };
         let (connection, reader, answer) =
             start().map_err(|error| AskError::Connection { path: socket.into(), error })?;
+        drop(ends);
         refused(Ok(answer), socket)?;
         Ok(Self { connection, reader, socket: socket.into() })
     }
@@ -273,8 +271,9 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let asker = std::thread::spawn(move || {
             let process = oci_spec::runtime::Process::default();
-            let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-            let mut added = Added::start(&path, &process, &[null(), writer.into(), null()]).unwrap();
+            let null = || Some(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+            let ends = Ends { stdin: null(), stdout: Some(writer.into()), stderr: null() };
+            let mut added = Added::start(&path, &process, ends).unwrap();
             added.ask(&Request::Signal { signal: 15, all: false });
             added.wait().unwrap()
         });

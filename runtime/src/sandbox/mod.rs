@@ -57,14 +57,14 @@ pub fn run(
     timeline: &mut Timeline,
 ) -> Ending {
     // A detached one is removed by somebody else.
-    let gone = (!plan.detached).then(|| (prepared::record_of(&plan), plan.hooks.poststop.clone()));
+    let gone = (!plan.detached).then(|| prepared::record_of(&plan));
     let ending = match live(plan, directory, ends, inbox, watcher, timeline) {
         Ok(Exit { status, out_of_memory }) => Ending::Exited { status, out_of_memory },
         Err(error) => Ending::of(&error),
     };
     timeline.mark("clean up");
-    if let Some((record, poststop)) = gone {
-        for failed in hooks::run_all("poststop", &poststop, &record, Status::Stopped) {
+    if let Some(record) = gone {
+        for failed in hooks::run_all("poststop", &record.poststop, &record, Status::Stopped) {
             watcher.warn(&failed.to_string());
         }
     }

@@ -13,8 +13,8 @@
 //! What is in it: `state.json`, `monitor.sock` and `vmm.sock` (control sockets), and `vsock/` with the sockets
 //! that the guest's connections arrive at.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::{Record, SandboxId, StateError};
+use crate::replace::replace;
 
 /// The most bytes of a unix socket's path, its final zero not counted (`sockaddr_un`).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -109,11 +110,7 @@ impl StateDir {
         let error = |error| StateError::Write { path: path.clone(), error };
         let mut bytes = serde_json::to_vec(record).map_err(|e| error(e.into()))?;
         bytes.push(b'\n');
-        let write = || {
-            File::create(&temporary)?.write_all(&bytes)?;
-            fs::rename(&temporary, &path)
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(error)
+        replace(&path, &temporary, &bytes).map_err(error)
     }
 
     /// From now on the record stays when the owner goes.
