@@ -157,15 +157,25 @@ impl Podman {
     /// Removes the containers, and what Podman itself keeps: its mount of the storage, and the parent cgroup.
     fn take_down(&self) {
         let _ = self.command(["rm", "--all", "--force", "--time", "0"]).output();
+        wait_for_clean_ups(&self.trace());
         for name in ["storage/overlay", "storage"] {
-            // It is mounted by the first command that uses it, or not at all.
-            let _ = nix::mount::umount2(&self.path(name), nix::mount::MntFlags::MNT_DETACH);
+            // It is mounted by the first command that uses it, or not at all; by two at once, it is mounted twice.
+            while nix::mount::umount2(&self.path(name), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
         }
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         for hierarchy in hierarchies.chain([root.to_owned()]) {
             remove_empty(&hierarchy.join(&self.id));
         }
+    }
+}
+
+/// Waits, for a bounded time, until no process of the test is left: conmon starts a `podman container cleanup` of its
+/// own when a container ends, which mounts the storage again. One that stays is for the check of leaks to name.
+fn wait_for_clean_ups(trace: &Trace) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !leaks::processes(trace).is_empty() && Instant::now() < deadline {
+        std::thread::sleep(POLL);
     }
 }
 
