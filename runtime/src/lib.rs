@@ -4,6 +4,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`cli`] | the command line of `sandbox` |
+//! | [`lifecycle`] | what can be done with a sandbox, for the command line and for shims |
 //! | [`spec`] | the bundle: reading, validating, turning host paths into guest paths |
 //! | [`client`] | the foreground process: starts a monitor, forwards signals, holds the terminal |
 //! | [`monitor`] | the process that owns a sandbox: its own start and its requests |
@@ -25,6 +26,7 @@ pub mod client;
 pub mod descriptor;
 pub mod exit;
 pub mod hooks;
+pub mod lifecycle;
 pub mod log;
 pub mod machine;
 pub mod monitor;
@@ -39,3 +41,23 @@ pub mod state;
 pub mod stdio;
 mod thread;
 pub mod timings;
+
+use std::ffi::OsString;
+
+/// Carries out the hidden subcommands with which a sandbox's own processes are started from the running binary.
+/// Every program that makes sandboxes calls this before anything else. Returns the exit code; `None`: the
+/// arguments are those of no hidden subcommand.
+pub fn hidden(args: &[OsString]) -> Option<u8> {
+    fn code_of(ended: Result<u8, impl std::fmt::Display>) -> u8 {
+        ended.unwrap_or_else(|error| {
+            log::Log::plain().error(&error.to_string());
+            exit::SANDBOX_FAILED
+        })
+    }
+    match args.get(1)?.to_str()? {
+        monitor::SUBCOMMAND => Some(code_of(monitor::main(args.get(2).map(OsString::as_os_str)))),
+        stand_in::SUBCOMMAND => Some(code_of(stand_in::main())),
+        client::HOLDER => Some(code_of(client::holder())),
+        _ => None,
+    }
+}

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::Signals;
 use crate::descriptor::{self, Ties};
 use crate::monitor::{self, MAX_LIFELINE_BYTES};
-use crate::sandbox::Plan;
+use crate::sandbox::{Ends, Plan};
 use crate::spec::is_bind;
 use crate::{exit, process};
 
@@ -130,11 +130,15 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Starts one, which starts the monitor and hands it its end of the lifeline.
-    pub fn start(lifeline: &UnixStream, plan: &Plan) -> Result<Self, StandInError> {
+    /// Starts one, which starts the monitor and hands it its end of the lifeline, and these streams of the process;
+    /// none: ours.
+    pub fn start(lifeline: &UnixStream, plan: &Plan, streams: Option<Ends>) -> Result<Self, StandInError> {
         let (mut door, theirs) = UnixStream::pair().map_err(host_io("make the door"))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(SUBCOMMAND);
+        if let Some(Ends { stdin, stdout, stderr }) = streams {
+            command.stdin(stream(stdin)).stdout(stream(stdout)).stderr(stream(stderr));
+        }
         let given = [(lifeline.as_fd(), LIFELINE_FD), (theirs.as_fd(), DOOR_FD)];
         descriptor::give(&mut command, &given, Ties::None).map_err(host_io("prepare a process"))?;
         let child = command.spawn().map_err(host_io("start a process"))?;
@@ -143,14 +147,19 @@ impl StandIn {
         Ok(Self { child, door })
     }
 
-    /// Lets it take its place, now that the container stands. Returns its process id; it lives on.
-    pub fn release(&mut self) -> Result<u32, StandInError> {
+    /// Lets it take its place, now that the container stands. From then on it lives on by itself.
+    pub fn release(&mut self) -> Result<(), StandInError> {
         frame::write(&mut self.door, &FromClient::Stands, MAX_LIFELINE_BYTES)?;
         match frame::read(&mut self.door, MAX_LIFELINE_BYTES)? {
-            Some(FromStandIn::Ready) => Ok(self.child.id()),
+            Some(FromStandIn::Ready) => Ok(()),
             Some(FromStandIn::Failed(why)) => Err(StandInError::Failed(why)),
             None => Err(StandInError::Gone),
         }
+    }
+
+    /// The process.
+    pub fn into_child(self) -> Child {
+        self.child
     }
 
     /// Ends it, and with it the monitor.
@@ -166,6 +175,10 @@ impl StandIn {
         drop(door);
         child.wait()
     }
+}
+
+fn stream(end: Option<OwnedFd>) -> Stdio {
+    end.map_or_else(Stdio::null, Stdio::from)
 }
 
 /// What the hidden subcommand does. Returns the exit code, which is the monitor's.

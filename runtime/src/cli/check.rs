@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use sandbox_vmm_api::{MachineKind, Probe, ProbedMachine};
 use serde::Serialize;
 
-use super::plan::name;
+use super::machine::name;
 use super::{Error, print};
 use crate::artefact::Artefact;
 use crate::exit;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use sandbox_protocol::RootWrites;
 use sandbox_vmm_api::MachineKind;
 
-use super::plan::{MachineOptions, Wanted, name, plan};
+use super::machine::{MachineOptions, absolute, name};
 use super::{Error, Global};
-use crate::client::{self, Created};
+use crate::lifecycle::{self, Console, Wanted};
 use crate::log::Log;
 use crate::replace::replace;
-use crate::sandbox::{Ending, Plan};
+use crate::sandbox::Plan;
 use crate::spec::Overrides;
 use crate::state::SandboxId;
 
@@ -56,12 +56,12 @@ pub fn create(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
         overrides: Overrides::default(),
         // As other runtimes do: engines look at what was written there.
         writes: RootWrites::Through,
-        machine: &args.machine,
+        machine: args.machine.wanted(),
         timeout: None,
         detached: true,
-        console_socket: args.engine.console_socket.clone(),
+        console: args.engine.console(),
     };
-    let plan = plan(wanted, global, log)?;
+    let plan = lifecycle::plan(wanted, &global.place(), log)?;
     let mut on_machine =
         |kind: MachineKind, reason: &str| log.debug(&format!("machine: {}: {reason}", name(kind)));
     carry_out(&plan, &args.engine, &mut on_machine)?;
@@ -75,16 +75,11 @@ pub fn carry_out(
     on_machine: &mut dyn FnMut(MachineKind, &str),
 ) -> Result<(), Error> {
     engine.check()?;
-    match client::create(plan, on_machine)? {
-        Created::Stands { pid } => engine.write_pid(pid).inspect_err(|_| {
-            // A sandbox that nobody can find is of no use.
-            let _ = super::delete::by_force(&plan.id, &plan.root);
-        }),
-        Created::Failed(Ending::Failed { message, .. }) => Err(Error::Failed(message)),
-        Created::Failed(Ending::Exited { .. }) => {
-            Err(Error::Failed("the process ended before its start".into()))
-        }
-    }
+    let stand_in = lifecycle::create(plan, None, on_machine)?;
+    engine.write_pid(stand_in.id()).inspect_err(|_| {
+        // A sandbox that nobody can find is of no use.
+        let _ = lifecycle::delete_by_force(&plan.id, &plan.root);
+    })
 }
 
 impl Engine {
@@ -97,6 +92,11 @@ impl Engine {
                     .into(),
             )),
         }
+    }
+
+    /// What is at the other end of the process's terminal.
+    pub fn console(&self) -> Console {
+        self.console_socket.as_deref().map_or(Console::Attended, |socket| Console::Socket(absolute(socket)))
     }
 
     /// Writes the process id, so that a reader sees all of it or nothing.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use sandbox_protocol::Stats;
 use serde_json::{Value, json};
 
-use super::{Error, Global, data_of, print, stopped};
-use crate::monitor::{self, AskError};
+use super::{Error, Global, print};
+use crate::lifecycle;
+use crate::monitor::AskError;
 use crate::quantity::Span;
-use crate::sandbox::Request;
-use crate::state::{SandboxId, StateError, Status, find};
+use crate::state::{SandboxId, StateError};
 
 /// How often the stream has numbers.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
@@ -32,23 +32,11 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
     let interval = args.interval.map_or(DEFAULT_INTERVAL, |span| span.0);
     let mut oom_kills = None;
     loop {
-        let (directory, record) = match find(&global.root(), &args.id) {
-            // It was deleted meanwhile.
-            Err(StateError::NotFound { .. }) if oom_kills.is_some() => return Ok(0),
-            found => found?,
+        let stats = match lifecycle::stats(&args.id, &global.root()) {
+            // It ended, or was deleted, meanwhile.
+            Err(error) if oom_kills.is_some() && ended(&error) => return Ok(0),
+            stats => stats?,
         };
-        if record.status == Status::Stopped {
-            return match oom_kills {
-                Some(_) => Ok(0),
-                None => Err(stopped()),
-            };
-        }
-        let answer = match monitor::ask(&monitor::socket_of(&directory), &Request::Stats) {
-            // It ended meanwhile.
-            Err(AskError::Connection { .. } | AskError::Refused(_)) if oom_kills.is_some() => return Ok(0),
-            answer => answer?,
-        };
-        let stats: Stats = data_of(answer)?;
         let kills = stats.memory.events.oom_kill;
         if oom_kills.is_some_and(|before| before < kills) {
             print(&format!("{}\n", json!({"type": "oom", "id": args.id})))?;
@@ -60,6 +48,17 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
         }
         std::thread::sleep(interval);
     }
+}
+
+/// Whether an error says that the sandbox is not there any more.
+fn ended(error: &lifecycle::Error) -> bool {
+    use lifecycle::Error;
+    matches!(
+        error,
+        Error::Stopped
+            | Error::State(StateError::NotFound { .. })
+            | Error::Ask(AskError::Connection { .. } | AskError::Refused(_))
+    )
 }
 
 /// The numbers in the layout of `runc events`.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Capabilities, Capability, Process, User};
 
 use super::create::Engine;
-use super::plan::absolute;
+use super::machine::absolute;
 use super::{Error, Global};
 use crate::client::{self, ExecPlan};
 use crate::monitor;

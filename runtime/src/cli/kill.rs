@@ -2,9 +2,8 @@
 
 use nix::sys::signal::Signal;
 
-use super::{Error, Global, socket_of_living};
-use crate::monitor;
-use crate::sandbox::Request;
+use super::{Error, Global};
+use crate::lifecycle;
 use crate::state::SandboxId;
 
 /// The arguments of `sandbox kill`.
@@ -28,8 +27,7 @@ pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
             args.signal
         ))
     })?;
-    let socket = socket_of_living(&args.id, global)?;
-    monitor::ask(&socket, &Request::Signal { signal, all: args.all })?;
+    lifecycle::signal(&args.id, &global.root(), signal, args.all)?;
     Ok(0)
 }
 

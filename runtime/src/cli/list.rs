@@ -1,6 +1,6 @@
 //! `sandbox list`.
 
-use super::plan::name;
+use super::machine::name;
 use super::{Error, Global, print};
 use crate::log::Log;
 use crate::state::{Record, list as records};

@@ -4,15 +4,15 @@
 
 mod check;
 mod create;
-mod delete;
 mod events;
 mod exec;
 mod features;
 mod kill;
 mod list;
+mod machine;
 mod pause;
-mod plan;
 mod ps;
+mod removal;
 mod run;
 mod spec;
 mod start;
@@ -23,17 +23,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use serde::de::DeserializeOwned;
 
-use crate::artefact::ArtefactError;
-use crate::cgroup::CgroupError;
 use crate::client::{ClientError, ExecError};
+use crate::lifecycle::{self, Place};
 use crate::log::{Format, Level, Log};
 use crate::monitor::AskError;
-use crate::sandbox::Answer;
 use crate::spec::SpecError;
-use crate::state::{OCI_VERSION, SandboxId, StateError, Status, default_root, find};
-use crate::{client, descriptor, exit, monitor, stand_in};
+use crate::state::{OCI_VERSION, StateError, default_root};
+use crate::{descriptor, exit};
 
 /// Run OCI bundles, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -77,6 +74,10 @@ impl Global {
         // Other processes use it too, from other directories.
         std::path::absolute(&root).unwrap_or(root)
     }
+
+    fn place(&self) -> Place {
+        Place { root: self.root(), systemd_cgroup: self.systemd_cgroup, debug: self.debug }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,7 +99,7 @@ enum Command {
     /// Print the state of a sandbox
     State(state::Args),
     /// Remove a stopped sandbox
-    Delete(delete::Args),
+    Delete(removal::Args),
     /// Run one more process in a running sandbox
     Exec(Box<exec::Args>),
     /// List the processes of a sandbox
@@ -119,23 +120,19 @@ enum Command {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
+    Lifecycle(#[from] lifecycle::Error),
+    #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]
     State(#[from] StateError),
-    #[error(transparent)]
-    Artefact(#[from] ArtefactError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
     Ask(#[from] AskError),
     #[error(transparent)]
     Exec(#[from] ExecError),
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
     #[error("{0}")]
     Failed(String),
-    #[error("the sandbox gave an answer that makes no sense: it may be of another release")]
-    NoSense,
     #[error(transparent)]
     Check(#[from] check::CheckError),
     #[error("{0}")]
@@ -149,14 +146,8 @@ enum Error {
 /// Carries out a command line. Returns the exit code.
 pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     let args: Vec<_> = args.collect();
-    if args.get(1).is_some_and(|first| first == monitor::SUBCOMMAND) {
-        return hidden(monitor::main(args.get(2).map(OsString::as_os_str)));
-    }
-    if args.get(1).is_some_and(|first| first == stand_in::SUBCOMMAND) {
-        return hidden(stand_in::main());
-    }
-    if args.get(1).is_some_and(|first| first == client::HOLDER) {
-        return hidden(client::holder());
+    if let Some(code) = crate::hidden(&args) {
+        return code;
     }
     descriptor::keep_from_children();
     let cli = match Cli::try_parse_from(&args) {
@@ -206,7 +197,7 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::Create(args)) => create::create(&args, &cli.global, log),
         Some(Command::Start(args)) => start::start(&args, &cli.global),
         Some(Command::State(args)) => state::state(&args, &cli.global),
-        Some(Command::Delete(args)) => delete::delete(&args, &cli.global, log),
+        Some(Command::Delete(args)) => removal::delete(&args, &cli.global, log),
         Some(Command::Exec(args)) => exec::exec(&args, &cli.global),
         Some(Command::Ps(args)) => ps::ps(&args, &cli.global),
         Some(Command::Pause(args)) => pause::pause(&args, &cli.global),
@@ -215,38 +206,6 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::Events(args)) => events::events(&args, &cli.global),
         Some(Command::Features) => features::features(),
         None => Err(Error::Usage("no command given: `sandbox --help` lists them".into())),
-    }
-}
-
-/// The request socket of a sandbox that has not stopped.
-fn socket_of_living(id: &SandboxId, global: &Global) -> Result<PathBuf, Error> {
-    let (directory, record) = find(&global.root(), id)?;
-    match record.status {
-        Status::Stopped => Err(stopped()),
-        _ => Ok(monitor::socket_of(&directory)),
-    }
-}
-
-fn stopped() -> Error {
-    Error::Failed("container not running: it has stopped".into())
-}
-
-/// What a sandbox was asked for.
-fn data_of<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
-    match answer {
-        Answer::Data { value } => serde_json::from_value(value).map_err(|_| Error::NoSense),
-        _ => Err(Error::NoSense),
-    }
-}
-
-/// The exit code of a hidden subcommand.
-fn hidden(ended: Result<u8, impl std::fmt::Display>) -> u8 {
-    match ended {
-        Ok(code) => code,
-        Err(error) => {
-            Log::plain().error(&error.to_string());
-            exit::SANDBOX_FAILED
-        }
     }
 }
 

@@ -2,10 +2,9 @@
 
 use sandbox_protocol::{ProcessInfo, Processes};
 
-use super::{Error, Global, data_of, print, socket_of_living};
-use crate::monitor;
+use super::{Error, Global, print};
+use crate::lifecycle;
 use crate::printable::printable;
-use crate::sandbox::Request;
 use crate::state::SandboxId;
 
 /// The arguments of `sandbox ps`.
@@ -29,8 +28,7 @@ enum Form {
 
 /// Lists the processes of a sandbox, with the ids that they have in the guest.
 pub fn ps(args: &Args, global: &Global) -> Result<u8, Error> {
-    let socket = socket_of_living(&args.id, global)?;
-    let Processes { processes, .. } = data_of(monitor::ask(&socket, &Request::Processes)?)?;
+    let Processes { processes, .. } = lifecycle::processes(&args.id, &global.root())?;
     let text = match args.format {
         Form::Json => {
             let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();

@@ -6,8 +6,9 @@ use sandbox_protocol::RootWrites;
 use sandbox_vmm_api::MachineKind;
 
 use super::create::{self, Engine};
-use super::plan::{MachineOptions, Wanted, name, plan};
-use super::{Error, Global, start};
+use super::machine::{MachineOptions, name};
+use super::{Error, Global};
+use crate::lifecycle::{self, Wanted};
 use crate::log::Log;
 use crate::quantity::{Cpus, Size, Span};
 use crate::sandbox::Ending;
@@ -82,12 +83,12 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
         bundle,
         overrides: args.overrides(),
         writes: if args.persist { RootWrites::Through } else { RootWrites::Overlay },
-        machine: &args.machine,
-        timeout: args.timeout,
+        machine: args.machine.wanted(),
+        timeout: args.timeout.map(|span| span.0),
         detached: args.detach,
-        console_socket: args.engine.console_socket.clone(),
+        console: args.engine.console(),
     };
-    let plan = plan(wanted, global, log)?;
+    let plan = lifecycle::plan(wanted, &global.place(), log)?;
     timeline.mark("read bundle");
     let mut on_machine = |kind: MachineKind, reason: &str| {
         let choice = format!("machine: {}: {reason}", name(kind));
@@ -98,7 +99,8 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     };
     if args.detach {
         create::carry_out(&plan, &args.engine, &mut on_machine)?;
-        return start::by_id(&plan.id, &plan.root);
+        lifecycle::start(&plan.id, &plan.root)?;
+        return Ok(0);
     }
     args.engine.check()?;
     args.engine.write_pid(std::process::id())?;

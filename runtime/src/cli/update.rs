@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
-use super::{Error, Global, socket_of_living};
-use crate::monitor;
+use super::{Error, Global};
+use crate::lifecycle;
 use crate::quantity::Size;
-use crate::sandbox::Request;
 use crate::spec::resources_of;
 use crate::state::SandboxId;
 
@@ -76,9 +75,9 @@ impl std::str::FromStr for Bytes {
 
 /// Changes the limits of a sandbox.
 pub fn update(args: &Args, global: &Global) -> Result<u8, Error> {
-    let socket = socket_of_living(&args.id, global)?;
-    let resources = args.limits()?;
-    monitor::ask(&socket, &Request::Update { resources: Box::new(resources) })?;
+    // Before anything that is wrong with the limits.
+    lifecycle::socket_of_living(&args.id, &global.root())?;
+    lifecycle::update(&args.id, &global.root(), args.limits()?)?;
     Ok(0)
 }
 

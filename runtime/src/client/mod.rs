@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags};
@@ -22,12 +22,14 @@ use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::MachineKind;
 
 use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
-use crate::sandbox::{Ending, Plan, Request};
+use crate::sandbox::{Ending, Ends, Plan, Request};
 use crate::stand_in::{StandIn, StandInError};
-use crate::state::remove_if_dead;
+use crate::state::{is_owned, remove_if_dead};
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
 use crate::{cgroup, process};
+
+const POLL: Duration = Duration::from_millis(2);
 
 /// Why there is no ending to tell.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,7 @@ pub fn run(
     // The terminal goes back before anything is printed.
     drop(watch);
     let status = wait(monitor)?;
+    process::reap_orphans(Instant::now() + process::ORPHAN_TIME);
     clean_up_after(plan);
     match (ended, watched) {
         (Some(ended), _) => Ok(ended),
@@ -79,12 +82,18 @@ pub fn run(
     }
 }
 
-/// Makes a sandbox whose process waits to be started, and leaves it to its monitor.
-pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Result<Created, ClientError> {
+/// Makes a sandbox whose process waits to be started, and leaves it to its monitor. Its process has these streams;
+/// none: ours.
+///
+/// The caller may have other children, which are none of this function's business.
+pub fn create(
+    plan: &Plan,
+    streams: Option<Ends>,
+    on_machine: &mut dyn FnMut(MachineKind, &str),
+) -> Result<Created, ClientError> {
     let host = |step| move |error| ClientError::Host { step, error };
-    process::become_subreaper().map_err(host("become the reaper of the monitor's processes"))?;
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
-    let mut stand_in = StandIn::start(&theirs, plan)?;
+    let mut stand_in = StandIn::start(&theirs, plan, streams)?;
     drop(theirs);
     let mut told = frame::write(&mut lifeline, plan, MAX_LIFELINE_BYTES).map_err(ClientError::Plan);
     let mut ended = None;
@@ -92,7 +101,7 @@ pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Res
         match frame::read(&mut lifeline, MAX_LIFELINE_BYTES) {
             Ok(Some(FromMonitor::Machine { kind, reason })) => on_machine(kind, &reason),
             Ok(Some(FromMonitor::Created)) => match stand_in.release() {
-                Ok(pid) => return Ok(Created::Stands { pid }),
+                Ok(()) => return Ok(Created::Stands { stand_in: stand_in.into_child() }),
                 Err(error) => {
                     stand_in.kill();
                     told = Err(error.into());
@@ -105,6 +114,7 @@ pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Res
     }
     drop(lifeline);
     let status = stand_in.wait().map_err(host("wait for the monitor"))?;
+    wait_for_monitor(plan);
     clean_up_after(plan);
     match (ended, told) {
         (Some(ending), _) => Ok(Created::Failed(ending)),
@@ -118,8 +128,8 @@ pub fn create(plan: &Plan, on_machine: &mut dyn FnMut(MachineKind, &str)) -> Res
 pub enum Created {
     /// It stands.
     Stands {
-        /// The process id of what stands for it.
-        pid: u32,
+        /// What stands for it.
+        stand_in: Child,
     },
     /// It does not, and nothing is left of it.
     Failed(Ending),
@@ -127,11 +137,18 @@ pub enum Created {
 
 /// Removes what a monitor that was killed has left; one that ended by itself has left nothing.
 fn clean_up_after(plan: &Plan) {
-    process::reap_orphans(Instant::now() + process::ORPHAN_TIME);
     let _ = remove_if_dead(&plan.directory());
     // Nobody else has the id, unless that is what went wrong.
     if let (Some(path), false) = (&plan.cgroup, plan.directory().exists()) {
         cgroup::remove(path);
+    }
+}
+
+/// Waits for a monitor that dies with what stands for its container: it holds the directory to its end.
+fn wait_for_monitor(plan: &Plan) {
+    let deadline = Instant::now() + process::ORPHAN_TIME;
+    while is_owned(&plan.directory()).unwrap_or(false) && Instant::now() < deadline {
+        std::thread::sleep(POLL);
     }
 }
 

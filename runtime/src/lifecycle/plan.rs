@@ -1,17 +1,17 @@
-//! From a command line to a [`Plan`]: what `run` and `create` share.
+//! From what is wanted to a [`Plan`]: the one way there.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::{BoxBuilder, Spec};
 use sandbox_protocol::{Create, RootWrites, Streams};
-use sandbox_vmm_api::{MachineChoice, MachineKind, VmConfig, VsockConfig};
+use sandbox_vmm_api::{MachineChoice, VmConfig, VsockConfig};
 
-use super::{Error, Global};
+use super::Error;
 use crate::artefact::Artefact;
 use crate::cgroup;
 use crate::hooks::HostHooks;
 use crate::log::Log;
-use crate::quantity::Span;
 use crate::sandbox::{Plan, Times};
 use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides};
 use crate::state::{SandboxId, StateDirPaths, sweep};
@@ -20,29 +20,37 @@ use crate::stdio::window_size;
 /// The guest's context id. Each machine has a vsock device of its own, so that all can have the same.
 const GUEST_CID: u32 = 3;
 
-/// The options that concern the machine.
-#[derive(Clone, Debug, clap::Args)]
-pub struct MachineOptions {
-    /// The machine to run on: kvm, qemu, or whichever works better here
-    #[arg(long, value_enum, default_value = "auto", env = "SANDBOX_MACHINE", hide_env = true)]
-    pub machine: Machine,
-    /// How long the guest may take to boot, and to answer each request
-    #[arg(long, value_name = "DURATION")]
-    pub boot_timeout: Option<Span>,
-    /// Keep what the guest prints on its console in this file
-    #[arg(long, value_name = "FILE")]
+/// Where sandboxes live on this host, and how.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The state root, absolute.
+    pub root: PathBuf,
+    /// Whether systemd is to make cgroups.
+    pub systemd_cgroup: bool,
+    /// Whether the machine's log is shown.
+    pub debug: bool,
+}
+
+/// The machine that is wanted.
+#[derive(Clone, Debug)]
+pub struct MachineWanted {
+    /// Which.
+    pub choice: MachineChoice,
+    /// How long the guest may take to boot, and to answer each request.
+    pub boot_timeout: Option<Duration>,
+    /// The file that keeps what the guest prints on its console, absolute.
     pub console: Option<PathBuf>,
 }
 
-/// What `--machine` takes.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Machine {
-    /// KVM.
-    Kvm,
-    /// QEMU's TCG.
-    Qemu,
-    /// Whichever works better.
-    Auto,
+/// What is at the other end of the process's terminal, where it has one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Console {
+    /// The terminal of whoever makes the sandbox, who stays; without a terminal, nobody.
+    Attended,
+    /// A program that is sent its master over this socket, absolute.
+    Socket(PathBuf),
+    /// The standard streams, which carry its keys and its screen.
+    Streams,
 }
 
 /// What is wanted of a sandbox.
@@ -56,32 +64,31 @@ pub struct Wanted<'a> {
     /// Where writes to the root file system go.
     pub writes: RootWrites,
     /// The machine.
-    pub machine: &'a MachineOptions,
+    pub machine: MachineWanted,
     /// How long the process may run.
-    pub timeout: Option<Span>,
+    pub timeout: Option<Duration>,
     /// Whether it lives on without the command that makes it.
     pub detached: bool,
-    /// Where the master of its terminal is sent.
-    pub console_socket: Option<PathBuf>,
+    /// What is at the other end of its terminal.
+    pub console: Console,
 }
 
 /// Reads the bundle and decides everything.
-pub fn plan(wanted: Wanted<'_>, global: &Global, log: &Log) -> Result<Plan, Error> {
+pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error> {
     let bundle = Bundle::load(wanted.bundle, &wanted.overrides)?;
     let size = MachineSize::of(bundle.spec())?;
     let Wanted { id, writes, .. } = wanted;
     let mut guest = GuestSpec::of(&bundle, &id, writes)?;
     set_console_size(&mut guest);
-    check_terminal(&guest.spec, wanted.detached, wanted.console_socket.is_some())?;
+    check_terminal(&guest.spec, wanted.detached, &wanted.console)?;
     let (kernel, image, vmm) = (Artefact::Kernel.find()?, Artefact::Image.find()?, Artefact::Vmm.find()?);
-    let root = global.root();
-    if let Err(error) = sweep(&root) {
+    if let Err(error) = sweep(&place.root) {
         log.debug(&format!("leftovers of dead sandboxes could not be removed: {error}"));
     }
-    let directory = root.join(id.as_str());
+    let directory = place.root.join(id.as_str());
     let paths = StateDirPaths(&directory);
     let machine = VmConfig {
-        machine: wanted.machine.machine.into(),
+        machine: wanted.machine.choice,
         kernel,
         image,
         memory_mib: size.memory_mib,
@@ -92,7 +99,7 @@ pub fn plan(wanted: Wanted<'_>, global: &Global, log: &Log) -> Result<Plan, Erro
         disks: Vec::new(),
         nets: Vec::new(),
         balloon: true,
-        console: wanted.machine.console.as_deref().map(absolute),
+        console: wanted.machine.console,
         control_socket: paths.vmm_socket(),
     };
     let create = Create {
@@ -106,21 +113,24 @@ pub fn plan(wanted: Wanted<'_>, global: &Global, log: &Log) -> Result<Plan, Erro
         id,
         bundle: bundle.path().into(),
         rootfs: bundle.root().into(),
-        root,
+        root: place.root.clone(),
         annotations: annotations(bundle.spec()),
         hooks: HostHooks::of(bundle.spec()),
         vmm,
         machine,
         create,
         times: Times {
-            answer: wanted.machine.boot_timeout.map_or(Times::DEFAULT_ANSWER, |span| span.0),
-            run: wanted.timeout.map(|span| span.0),
+            answer: wanted.machine.boot_timeout.unwrap_or(Times::DEFAULT_ANSWER),
+            run: wanted.timeout,
         },
         detached: wanted.detached,
         stand_in: None,
-        console_socket: wanted.console_socket.as_deref().map(absolute),
-        cgroup: host_cgroup(bundle.spec(), global.systemd_cgroup)?,
-        debug: global.debug,
+        console_socket: match wanted.console {
+            Console::Socket(path) => Some(path),
+            Console::Attended | Console::Streams => None,
+        },
+        cgroup: host_cgroup(bundle.spec(), place.systemd_cgroup)?,
+        debug: place.debug,
     })
 }
 
@@ -138,37 +148,20 @@ fn host_cgroup(spec: &Spec, systemd: bool) -> Result<Option<PathBuf>, Error> {
 }
 
 /// A terminal needs somebody at its other end.
-fn check_terminal(spec: &Spec, detached: bool, has_socket: bool) -> Result<(), Error> {
+fn check_terminal(spec: &Spec, detached: bool, console: &Console) -> Result<(), Error> {
     let wanted = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
-    match (wanted, detached, has_socket) {
-        (true, true, false) => Err(Error::Usage(
+    match (wanted, detached, console) {
+        (true, true, Console::Attended) => Err(Error::Usage(
             "cannot allocate tty if the sandbox will detach without setting console socket: give \
              --console-socket, or set process.terminal to false"
                 .into(),
         )),
-        (false, _, true) => Err(Error::Usage(
+        (false, _, Console::Socket(_)) => Err(Error::Usage(
             "cannot use console socket if the sandbox will not allocate tty: set process.terminal to true, or \
              leave --console-socket out"
                 .into(),
         )),
         _ => Ok(()),
-    }
-}
-
-impl Machine {
-    /// Whether the choice is left to the runtime.
-    pub fn is_auto(self) -> bool {
-        matches!(self, Self::Auto)
-    }
-}
-
-impl From<Machine> for MachineChoice {
-    fn from(machine: Machine) -> Self {
-        match machine {
-            Machine::Kvm => Self::Kvm,
-            Machine::Qemu => Self::Qemu,
-            Machine::Auto => Self::Auto,
-        }
     }
 }
 
@@ -179,17 +172,4 @@ fn set_console_size(guest: &mut GuestSpec) {
         let size = BoxBuilder::default().width(width).height(height).build();
         process.set_console_size(size.ok());
     }
-}
-
-/// The name of a machine, as `--machine` takes it.
-pub fn name(machine: MachineKind) -> &'static str {
-    match machine {
-        MachineKind::Kvm => "kvm",
-        MachineKind::Qemu => "qemu",
-    }
-}
-
-/// A path that means the same to another process.
-pub fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.into())
 }

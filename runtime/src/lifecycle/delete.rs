@@ -1,11 +1,11 @@
-//! `sandbox delete`.
+//! The end of a sandbox: what is left of it is removed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{Error, Global};
+use super::Error;
 use crate::log::Log;
 use crate::sandbox::Request;
 use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned, read_record};
@@ -16,44 +16,24 @@ const END_TIME: Duration = Duration::from_secs(20);
 
 const POLL: Duration = Duration::from_millis(2);
 
-/// The arguments of `sandbox delete`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// The sandbox
-    id: SandboxId,
-    /// Kill it first if it runs; one that does not exist is no error
-    #[arg(long, short)]
-    force: bool,
-}
-
-/// Removes what is left of a sandbox.
-pub fn delete(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
-    let root = global.root();
-    if args.force {
-        if let Some(damage) = by_force(&args.id, &root)? {
-            log.info(&damage);
-        }
-        return Ok(0);
-    }
-    let (directory, record) = find(&root, &args.id)?;
+/// Removes what is left of a sandbox that has stopped, or that nobody has seen run.
+pub fn delete(id: &SandboxId, root: &Path) -> Result<(), Error> {
+    let (directory, record) = find(root, id)?;
     match record.status {
         Status::Stopped => {}
-        // Nobody has seen it run.
         Status::Created => end(&directory)?,
         status => {
             return Err(Error::Failed(format!(
-                "cannot delete container {} that is not stopped: {}: kill it first, or give --force",
-                args.id,
+                "cannot delete container {id} that is not stopped: {}: kill it first, or give --force",
                 status.name()
             )));
         }
     }
-    remove(&args.id, &directory, Some(&record))?;
-    Ok(0)
+    remove(id, &directory, Some(&record))
 }
 
 /// Removes a sandbox, whatever it is doing. Returns what is to be said besides: that its record was of no help.
-pub fn by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Error> {
+pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Error> {
     let directory = root.join(id.as_str());
     let (record, damage) = match find(root, id) {
         Ok((_, record)) => (Some(record), None),
