@@ -16,6 +16,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -117,10 +118,23 @@ fn at(step: &'static str) -> impl Fn(Errno) -> Error {
     move |error| Error::Root { step, error }
 }
 
+/// How long a thread that has been joined may still be counted: the kernel says that it has ended a moment
+/// before it takes it off the list.
+const JOINED_THREAD_TIME: Duration = Duration::from_secs(1);
+
 fn check_single_thread() -> Result<(), Error> {
-    // Without /proc nothing can be counted, and the caller's word has to do.
-    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
-    if threads == 1 { Ok(()) } else { Err(Error::Threads) }
+    let deadline = Instant::now() + JOINED_THREAD_TIME;
+    loop {
+        // Without /proc nothing can be counted, and the caller's word has to do.
+        let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
+        if threads == 1 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Threads);
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// Leaves the host's mount namespace for a copy in which nothing spreads to the host.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use sandbox_vmm_api::{MachineKind, Probe, ProbedMachine};
 
 use crate::kvm;
+use crate::memory::{self, Layout};
 use crate::qemu;
 
 /// The memory of a machine that is only made to be probed.
@@ -17,7 +18,12 @@ pub fn probe() -> Probe {
 }
 
 fn probe_kvm() -> ProbedMachine {
-    match kvm::probe::probe(PROBE_MEMORY_BYTES, 1) {
+    let layout = Layout::new(PROBE_MEMORY_BYTES);
+    let memory = match memory::map(layout) {
+        Ok(memory) => memory,
+        Err(error) => return ProbedMachine { usable: false, finding: error.to_string(), remedy: None },
+    };
+    match kvm::probe::probe(layout, memory, 1) {
         Ok((_, speed)) => ProbedMachine { usable: true, finding: speed.describe(), remedy: None },
         Err(unusable) => {
             ProbedMachine { usable: false, finding: unusable.finding, remedy: Some(unusable.remedy) }

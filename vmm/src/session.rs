@@ -14,6 +14,7 @@ use crate::events::{EventSocket, Peer};
 use crate::kvm::open::KvmUnusable;
 use crate::kvm::{self, KvmMachine};
 use crate::machine::{Machine, MachineError};
+use crate::memory::MapError;
 use crate::probe;
 use crate::qemu::{self, QemuMachine};
 use crate::timeline::Timeline;
@@ -27,6 +28,9 @@ pub enum SessionError {
     /// The guest's files are no good.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// There is no memory for the guest.
+    #[error(transparent)]
+    Memory(#[from] MapError),
     /// The control socket cannot be made.
     #[error(transparent)]
     Control(#[from] ListenError),
@@ -92,11 +96,11 @@ fn make_machine(
         let machine = QemuMachine::start(config, timeline)?;
         return Ok((Box::new(machine), "it was asked for".to_owned()));
     }
-    let probed = kvm::probe::probe(config.memory_bytes(), config.vcpus());
-    timeline.step("create the virtual machine and probe it");
+    let (probed, guest) = kvm::load::load(config)?;
+    timeline.step("create the virtual machine, probe it, load the kernel and the image");
     match (probed, config.machine()) {
         (Ok((bare, speed)), choice) => {
-            let machine = KvmMachine::start(bare, config, timeline)?;
+            let machine = KvmMachine::start(bare, guest?, config, timeline)?;
             let asked = if choice == MachineChoice::Kvm { "it was asked for; " } else { "" };
             Ok((Box::new(machine), format!("{asked}{}", speed.describe())))
         }

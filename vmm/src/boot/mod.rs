@@ -27,7 +27,7 @@ use std::path::PathBuf;
 
 use vm_memory::GuestAddress;
 
-use crate::memory::Layout;
+use crate::memory::{Extent, Layout};
 use crate::virtio::GuestMemory;
 
 /// What goes wrong while a guest is put into its memory.
@@ -146,19 +146,39 @@ pub struct Description<'a> {
     pub lines: &'a [u8],
 }
 
-/// Puts a guest into its memory and returns where its kernel is entered.
-pub fn load(
-    memory: &GuestMemory,
-    layout: Layout,
-    kernel: &mut GuestFile,
-    image: &mut GuestFile,
-    machine: &Description<'_>,
-) -> Result<Entry, BootError> {
-    let loaded = kernel::load_kernel(memory, layout, kernel)?;
-    let initramfs = kernel::load_image(memory, layout, image, loaded.end)?;
-    mptable::write(memory, machine.vcpus, machine.lines)?;
-    pvh::write(memory, layout, initramfs, machine.cmdline)?;
-    Ok(Entry { instruction: loaded.entry, start_info: pvh::START_INFO })
+/// A guest whose kernel and image are in its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    entry: GuestAddress,
+    initramfs: Extent,
+}
+
+impl Guest {
+    /// Puts kernel and image into memory. It takes no more than the memory, so that the machine can be made
+    /// meanwhile.
+    pub fn load(
+        memory: &GuestMemory,
+        layout: Layout,
+        kernel: &std::path::Path,
+        image: &std::path::Path,
+    ) -> Result<Self, BootError> {
+        let (mut kernel, mut image) = (GuestFile::kernel(kernel)?, GuestFile::image(image)?);
+        let loaded = kernel::load_kernel(memory, layout, &mut kernel)?;
+        let initramfs = kernel::load_image(memory, layout, &mut image, loaded.end)?;
+        Ok(Self { entry: loaded.entry, initramfs })
+    }
+
+    /// Tells the guest about its machine, and returns where its kernel is entered.
+    pub fn describe(
+        self,
+        memory: &GuestMemory,
+        layout: Layout,
+        machine: &Description<'_>,
+    ) -> Result<Entry, BootError> {
+        mptable::write(memory, machine.vcpus, machine.lines)?;
+        pvh::write(memory, layout, self.initramfs, machine.cmdline)?;
+        Ok(Entry { instruction: self.entry, start_info: pvh::START_INFO })
+    }
 }
 
 /// How the first vCPU starts.

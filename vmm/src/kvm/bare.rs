@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::open::{self, KvmUnusable};
 use super::vm::{self, VmError};
 use super::{cpuid, vcpu};
-use crate::memory::{self, Layout, MapError};
+use crate::memory::Layout;
 use crate::virtio::GuestMemory;
 
 /// The bare machine. The virtual machine goes before its memory.
@@ -37,9 +37,6 @@ pub enum BareError {
     /// KVM refused a step.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// There is no memory for it.
-    #[error(transparent)]
-    Memory(#[from] MapError),
     /// More vCPUs than the host's KVM allows.
     #[error("{asked} vCPUs asked for: this host's KVM allows {most}")]
     TooManyVcpus {
@@ -51,12 +48,10 @@ pub enum BareError {
 }
 
 impl Bare {
-    /// Makes one.
-    pub fn new(memory_bytes: u64, vcpus: u8) -> Result<Self, BareError> {
+    /// Makes one with this memory, which nothing of KVM's writes to.
+    pub fn new(layout: Layout, memory: GuestMemory, vcpus: u8) -> Result<Self, BareError> {
         let kvm = open::open()?;
         check_vcpus(&kvm, vcpus)?;
-        let layout = Layout::new(memory_bytes);
-        let memory = memory::map(layout)?;
         let vm = vm::create(&kvm)?;
         vm::add_memory(&vm, &memory)?;
         vm::add_interrupt_controllers(&vm)?;

@@ -14,7 +14,7 @@ use super::vcpu::Shared;
 use super::vm::VmError;
 use super::{KvmMachine, cpuid, vcpu, vm};
 use crate::boot::cmdline::{Console, MmioSlot, kernel_cmdline};
-use crate::boot::{self, BootError, Description};
+use crate::boot::{BootError, Description, Guest};
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::devices::blk::image::ImageError;
@@ -83,9 +83,14 @@ pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> StartError 
 }
 
 impl KvmMachine {
-    /// Makes a machine: its guest is loaded, its vCPUs wait at their first instruction. The process is in its
-    /// jail afterwards; it must have had no other thread before.
-    pub fn start(bare: Bare, config: &Config, timeline: &mut Timeline) -> Result<Self, StartError> {
+    /// Makes a machine of a bare one whose guest is loaded: its vCPUs wait at their first instruction. The
+    /// process is in its jail afterwards; it must have no other thread before.
+    pub fn start(
+        bare: Bare,
+        guest: Guest,
+        config: &Config,
+        timeline: &mut Timeline,
+    ) -> Result<Self, StartError> {
         let Bare { first, vm, layout, memory, supported, vcpus: count } = bare;
         let mut opened = Opened::open(config)?;
         timeline.step("open files");
@@ -97,16 +102,14 @@ impl KvmMachine {
         let mut shared = new_shared()?;
         attach_devices(&vm, &mut shared.memory_bus, &devices)?;
         attach_ports(&vm, &mut shared.port_bus, serial.as_ref())?;
-        timeline.step("make devices");
-
         let slots: Vec<_> = (0..devices.len()).map(vm::mmio_slot).collect();
         let description = Description {
             cmdline: &cmdline(config, layout, &slots),
             vcpus: count,
             lines: &lines(&slots, serial.is_some()),
         };
-        let entry = boot::load(&memory, layout, &mut opened.kernel, &mut opened.image, &description)?;
-        timeline.step("load the kernel and the image");
+        let entry = guest.describe(&memory, layout, &description)?;
+        timeline.step("make devices");
 
         vcpu::set_entry(&first, entry)?;
         let others = (1..count).map(|id| vcpu::create(&vm, id, &cpuid::for_vcpu(&supported, id, count)));

@@ -8,6 +8,7 @@ mod bare;
 mod build;
 mod cpuid;
 mod failure;
+pub mod load;
 pub mod open;
 mod opened;
 pub mod probe;

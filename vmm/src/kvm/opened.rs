@@ -9,7 +9,6 @@ use std::sync::Arc;
 use sandbox_vmm_api::SHARE_TAG;
 
 use super::build::{StartError, host};
-use crate::boot::GuestFile;
 use crate::config::Config;
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
@@ -24,10 +23,6 @@ use crate::vsock::Vsock;
 
 /// Everything that is open.
 pub struct Opened {
-    /// The guest kernel.
-    pub kernel: GuestFile,
-    /// The guest image.
-    pub image: GuestFile,
     console: Option<File>,
     disks: Vec<Blk>,
     nets: Vec<Net>,
@@ -42,8 +37,6 @@ impl Opened {
         let nets = config.nets().iter().enumerate().map(|(index, net)| Net::open(index, net));
         let vsock = config.vsock().map(|vsock| listen_vsock(&vsock.socket)).transpose()?;
         Ok(Self {
-            kernel: GuestFile::kernel(config.kernel())?,
-            image: GuestFile::image(config.image())?,
             console: config.console().map(open_console).transpose()?,
             disks: disks.collect::<Result<_, _>>()?,
             nets: nets.collect::<Result<_, _>>()?,

@@ -16,6 +16,8 @@ use super::bare::{Bare, BareError};
 use super::open::KvmUnusable;
 use super::vm::VmError;
 use crate::boot::registers;
+use crate::memory::Layout;
+use crate::virtio::GuestMemory;
 
 /// The least speed, in instructions per microsecond. Interpreted ring 0 has 2 to 6; a processor with
 /// virtualization has thousands, and one that is itself emulated still has hundreds.
@@ -90,8 +92,8 @@ impl Speed {
 }
 
 /// Makes a bare machine, if KVM is usable, and says how fast it is.
-pub fn probe(memory_bytes: u64, vcpus: u8) -> Result<(Bare, Speed), KvmUnusable> {
-    let mut bare = Bare::new(memory_bytes, vcpus).map_err(|error| match error {
+pub fn probe(layout: Layout, memory: GuestMemory, vcpus: u8) -> Result<(Bare, Speed), KvmUnusable> {
+    let mut bare = Bare::new(layout, memory, vcpus).map_err(|error| match error {
         BareError::Open(unusable) => unusable,
         error => KvmUnusable { finding: error.to_string(), remedy: "see the kernel log".to_owned() },
     })?;
@@ -183,7 +185,8 @@ mod tests {
 
     #[test]
     fn the_program_runs_to_its_end() {
-        let mut bare = match Bare::new(1 << 20, 1) {
+        let layout = Layout::new(1 << 20);
+        let mut bare = match Bare::new(layout, crate::memory::map(layout).unwrap(), 1) {
             Ok(bare) => bare,
             Err(error) => return eprintln!("SKIPPED: {error}"),
         };

@@ -10,6 +10,7 @@ use crate::bus::BusDevice;
 use crate::kvm::bare::Bare;
 use crate::kvm::run_control;
 use crate::legacy::{KeyboardController, PowerSwitch};
+use crate::memory::Layout;
 
 const START: u64 = 0x1000;
 
@@ -38,7 +39,8 @@ struct Bench {
 
 /// A machine with this program, or `None` (and a notice) where there is no KVM.
 fn bench(program: &[u8]) -> Option<Bench> {
-    let bare = match Bare::new(1 << 20, 1) {
+    let layout = Layout::new(1 << 20);
+    let bare = match Bare::new(layout, crate::memory::map(layout).unwrap(), 1) {
         Ok(bare) => bare,
         Err(error) => {
             eprintln!("SKIPPED: {error}");
