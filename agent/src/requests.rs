@@ -86,7 +86,9 @@ impl Agent {
         let terminal = process.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
-        let spawned = match container::spawn_init(create, &cgroup, child) {
+        let spawned = container::delegate(&create.spec, &cgroup)
+            .and_then(|()| container::spawn_init(create, &cgroup, child));
+        let spawned = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
                 // Empty, and nobody would ask for its removal.

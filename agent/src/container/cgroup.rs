@@ -10,12 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::Linux;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, chownat};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::device_filter::{self, DeviceFilterError};
 use super::limits::{self, LimitError, Offered, Setting};
+use super::user_namespace::Owner;
 use crate::boot::CGROUP_MOUNT;
+
+/// Lists the files of a cgroup that go with it when it is given to somebody.
+const DELEGATED_FILES: &str = "/sys/kernel/cgroup/delegate";
 
 /// The cgroup could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +250,22 @@ impl Cgroup {
     /// The memory in use, in bytes.
     pub fn memory_in_use(&self) -> Option<u64> {
         self.read_single("memory.current")
+    }
+
+    /// Lets a user make cgroups below it and move processes among them, with the files that the kernel names for
+    /// this and no others: the limits stay the agent's.
+    pub(super) fn give_to(&self, owner: Owner) -> Result<(), CgroupError> {
+        let files = std::fs::read_to_string(DELEGATED_FILES)
+            .map_err(|e| file_error("read", Path::new(DELEGATED_FILES), e))?;
+        for name in files.lines().chain(["."]) {
+            match chownat(&self.directory, name, Some(owner.uid), Some(owner.gid), AtFlags::SYMLINK_NOFOLLOW)
+            {
+                // Of a controller that this kernel does not have.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(file_error("change the owner of", &self.path.join(name), e.into())),
+            }
+        }
+        Ok(())
     }
 
     /// Removes it and what the container has made below it; nothing runs in it any more.

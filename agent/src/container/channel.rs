@@ -1,8 +1,9 @@
 //! The line between the agent and a child that sets itself up.
 //!
-//! A pair of sockets that keep message borders. The child sends [`Said::Ready`] when it is about to execute its
-//! program and waits for one byte; or it sends [`Said::Failed`] and ends. Its end is closed on exec, so the end
-//! of the line means that the program runs, or that the child is gone.
+//! A pair of sockets that keep message borders. The child first waits for one byte, until the agent has given it
+//! its rights and ids. It sends [`Said::Ready`] when it is about to execute its program and waits for another; or it
+//! sends [`Said::Failed`] and ends. Its end is closed on exec, so the end of the line means that the program runs, or
+//! that the child is gone.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,6 +83,15 @@ pub fn fetch(child: &OwnedFd, fd: i32) -> Result<OwnedFd, io::Error> {
 /// The agent is gone.
 pub fn ready_and_wait(channel: &OwnedFd, terminal: Option<i32>) -> io::Result<()> {
     say(channel, &Said::Ready { terminal })?;
+    wait_for_word(channel)
+}
+
+/// Waits for the word, on the child's side.
+///
+/// # Errors
+///
+/// The agent is gone.
+pub fn wait_for_word(channel: &OwnedFd) -> io::Result<()> {
     let mut word = [0; 1];
     loop {
         match recv(channel, &mut word, RecvFlags::empty()) {

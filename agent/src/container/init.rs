@@ -14,18 +14,24 @@ use super::namespaces::Namespaces;
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::workload::{self, Workload};
-use super::{channel, devices, hidden, network, rootfs, sysctl, time};
+use super::{channel, devices, hidden, network, rootfs, sysctl, time, user_namespace};
 use crate::stdio::ChildStdio;
 
 /// Sets the container up and executes its program, or says why not and ends.
+///
+/// `made_outside` is the root, where this process could not make it.
 pub fn run(
     create: &Create,
     namespaces: Namespaces,
+    made_outside: Option<OwnedFd>,
     cgroup: &Path,
     channel: &OwnedFd,
     stdio: &ChildStdio,
 ) -> ! {
-    let error = match set_up(create, namespaces, cgroup) {
+    let set_up = channel::wait_for_word(channel)
+        .map_err(SetupError::step("wait for the agent"))
+        .and_then(|()| set_up(create, namespaces, made_outside, cgroup));
+    let error = match set_up {
         Ok(workload) => workload.run(channel, stdio),
         Err(e) => e,
     };
@@ -34,13 +40,20 @@ pub fn run(
     unsafe { libc::_exit(1) }
 }
 
-fn set_up<'a>(create: &'a Create, namespaces: Namespaces, cgroup: &Path) -> Result<Workload<'a>, SetupError> {
+fn set_up<'a>(
+    create: &'a Create,
+    namespaces: Namespaces,
+    made_outside: Option<OwnedFd>,
+    cgroup: &Path,
+) -> Result<Workload<'a>, SetupError> {
     let spec = &create.spec;
     let process = spec.process().as_ref().ok_or(SetupError::NoProcess)?;
     begin_session()?;
-    workload::set_oom_score(process)?;
+    if namespaces.has(LinuxNamespaceType::User) {
+        user_namespace::become_root()?;
+    }
     name(spec, namespaces)?;
-    let root = rootfs::assemble(spec, create.root)?;
+    let root = rootfs::assemble(spec, create.root, made_outside)?;
     let terminal = fill(spec, process, &root, namespaces, cgroup)?;
     let hooks =
         StartHooks::of(spec, &create.container).map_err(SetupError::step("prepare hooks.startContainer"))?;

@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::ThreadNameSpaceType;
 
@@ -15,7 +15,8 @@ use super::namespaces::Namespaces;
 use super::scheduling;
 use super::setup::SetupError;
 use super::terminal::Terminal;
-use super::workload::{self, Workload};
+use super::user_namespace;
+use super::workload::Workload;
 use crate::stdio::ChildStdio;
 
 /// Joins the container and executes the program, or says why not and ends.
@@ -27,7 +28,10 @@ pub fn run(
     channel: &OwnedFd,
     stdio: &ChildStdio,
 ) -> ! {
-    let error = match set_up(spec, process, namespaces, init) {
+    let set_up = channel::wait_for_word(channel)
+        .map_err(SetupError::step("wait for the agent"))
+        .and_then(|()| set_up(spec, process, namespaces, init));
+    let error = match set_up {
         Ok(workload) => workload.run(channel, stdio),
         Err(e) => e,
     };
@@ -44,10 +48,12 @@ fn set_up<'a>(
 ) -> Result<Workload<'a>, SetupError> {
     begin_session()?;
     scheduling::take_final_cpus(process.exec_cpu_affinity().as_ref())?;
-    workload::set_oom_score(process)?;
     let kinds = ThreadNameSpaceType::from_bits_retain(namespaces.join_flags() as u32);
     rustix::thread::move_into_thread_name_spaces(init.as_fd(), kinds)
         .map_err(SetupError::step("join the container's namespaces"))?;
+    if namespaces.has(LinuxNamespaceType::User) {
+        user_namespace::become_root()?;
+    }
     let terminal = match process.terminal() {
         Some(true) => Some(Terminal::open(&own_root()?, process)?),
         _ => None,

@@ -6,11 +6,11 @@
 //!
 //! | phase | module |
 //! |---|---|
-//! | what can be had at all | [`namespaces`], [`check`] |
+//! | what can be had at all | [`namespaces`], [`user_namespace`], [`check`] |
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`], [`time`] |
-//! | the process | [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
+//! | the process | [`rights`], [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
 
 pub mod cgroup;
 pub mod channel;
@@ -34,6 +34,7 @@ mod limits;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod rights;
 mod rlimits;
 mod rootfs;
 mod scheduling;
@@ -44,13 +45,14 @@ mod terminal;
 mod time;
 mod update;
 mod user;
+mod user_namespace;
 mod workload;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 use rustix::thread::ThreadNameSpaceType;
 use sandbox_protocol::Create;
 
@@ -61,7 +63,10 @@ use crate::stdio::ChildStdio;
 use cgroup::{Cgroup, CgroupError};
 use clone::{Cloned, clone_into};
 use namespaces::{NamespaceError, Namespaces};
+use rights::RightsError;
+use rootfs::RootError;
 use scheduling::{InitialCpus, SchedulingError};
+use user_namespace::{UserNamespace, UserNamespaceError};
 
 /// A container that stands, runs, or has stopped and not been deleted.
 #[derive(Debug)]
@@ -97,6 +102,9 @@ pub struct Spawned {
 /// Why a child could not be cloned.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
+    /// The configuration has no process.
+    #[error("config.json has no process")]
+    NoProcess,
     /// The configuration asks for namespaces that cannot be had.
     #[error(transparent)]
     Namespaces(#[from] NamespaceError),
@@ -106,6 +114,21 @@ pub enum SpawnError {
     /// The process cannot be born where it is to run.
     #[error(transparent)]
     Scheduling(#[from] SchedulingError),
+    /// Its user namespace could not be had.
+    #[error(transparent)]
+    UserNamespace(#[from] UserNamespaceError),
+    /// The root that it could not put together itself could not be put together.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// Its streams could not be made its own.
+    #[error("cannot give the standard streams to the container's root: {0}")]
+    Streams(rustix::io::Errno),
+    /// What it could not take itself could not be given to it.
+    #[error(transparent)]
+    Rights(#[from] RightsError),
+    /// The word could not be given to the child.
+    #[error("cannot have the container's process set itself up: {0}")]
+    Word(io::Error),
     /// The line to the child could not be made.
     #[error("cannot make the line to the container's process: {0}")]
     Channel(rustix::io::Errno),
@@ -126,18 +149,37 @@ pub fn check(spec: &Spec) -> Result<(), NamespaceError> {
     namespaces_of(spec).map(drop)
 }
 
+/// Makes a new container's cgroup the container's own, where its root is an ordinary user of the guest and yet is to
+/// make cgroups below it.
+pub fn delegate(spec: &Spec, cgroup: &Cgroup) -> Result<(), SpawnError> {
+    let namespaces = namespaces_of(spec)?;
+    match user_namespace_of(spec, namespaces)? {
+        Some(user) if namespaces.has(LinuxNamespaceType::Cgroup) && mounts::cgroup_is_writable(spec) => {
+            Ok(cgroup.give_to(user.root())?)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Clones the first process of a container.
 pub fn spawn_init(create: &Create, cgroup: &Cgroup, stdio: ChildStdio) -> Result<Spawned, SpawnError> {
     let namespaces = namespaces_of(&create.spec)?;
+    let process = create.spec.process().as_ref().ok_or(SpawnError::NoProcess)?;
+    let user = user_namespace_of(&create.spec, namespaces)?;
+    let made_outside = match user {
+        Some(_) => rootfs::overlay_for_others(&create.spec, create.root)?,
+        None => None,
+    };
+    give_streams(&stdio, user)?;
     let (agent_end, child_end) = channel::pair().map_err(SpawnError::Channel)?;
     // SAFETY: the agent has one thread.
     let cloned = unsafe { clone_into(namespaces.clone_flags(), cgroup.as_fd()) };
     match cloned.map_err(SpawnError::Clone)? {
         Cloned::Child => {
-            become_child(&child_end, &stdio, &[]);
-            init::run(create, namespaces, cgroup.path(), &child_end, &stdio)
+            become_child(&child_end, &stdio, made_outside.as_ref());
+            init::run(create, namespaces, made_outside, cgroup.path(), &child_end, &stdio)
         }
-        Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, channel: agent_end }),
+        Cloned::Parent { pid, pidfd } => raise(Spawned { pid, pidfd, channel: agent_end }, process, user),
     }
 }
 
@@ -149,6 +191,7 @@ pub fn spawn_exec(
     stdio: ChildStdio,
 ) -> Result<Spawned, SpawnError> {
     let namespaces = namespaces_of(&container.spec)?;
+    give_streams(&stdio, user_namespace_of(&container.spec, namespaces)?)?;
     let (agent_end, child_end) = channel::pair().map_err(SpawnError::Channel)?;
     let home = container.cgroup.home_of(init.pid)?;
     let born_into = PidNamespace::enter(namespaces, &init.pidfd)?;
@@ -162,15 +205,46 @@ pub fn spawn_exec(
     // SAFETY: the agent has one thread.
     let cloned = unsafe { clone_into(0, home.as_fd()) };
     if let Ok(Cloned::Child) = cloned {
-        become_child(&child_end, &stdio, &[init.pidfd.as_raw_fd()]);
+        become_child(&child_end, &stdio, Some(&init.pidfd));
         join::run(&container.spec, process, namespaces, &init.pidfd, &child_end, &stdio)
     }
     born_on.leave();
     born_into.leave()?;
     match cloned.map_err(SpawnError::Clone)? {
-        Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, channel: agent_end }),
+        Cloned::Parent { pid, pidfd } => raise(Spawned { pid, pidfd, channel: agent_end }, process, None),
         Cloned::Child => Err(SpawnError::Clone(io::ErrorKind::Other.into())),
     }
+}
+
+/// Gives a child what it cannot take itself, and the word to set itself up; or ends it.
+fn raise(
+    child: Spawned,
+    process: &OciProcess,
+    user: Option<UserNamespace<'_>>,
+) -> Result<Spawned, SpawnError> {
+    let given = rights::give(child.pid, process).map_err(SpawnError::from).and_then(|()| {
+        user.map_or(Ok(()), |user| user.map(child.pid))?;
+        channel::let_go(&child.channel).map_err(SpawnError::Word)
+    });
+    match given {
+        Ok(()) => Ok(child),
+        Err(error) => {
+            // Waited for, so that nobody finds its cgroup occupied.
+            let _ = signal(&child.pidfd, libc::SIGKILL);
+            let _ = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+            Err(error)
+        }
+    }
+}
+
+/// The streams belong to the container's root, which gives them to its user.
+fn give_streams(stdio: &ChildStdio, user: Option<UserNamespace<'_>>) -> Result<(), SpawnError> {
+    let (Some(user), ChildStdio::Files(files)) = (user, stdio) else { return Ok(()) };
+    let root = user.root();
+    files
+        .iter()
+        .try_for_each(|stream| workload::give(stream.as_fd(), root.uid, Some(root.gid)))
+        .map_err(SpawnError::Streams)
 }
 
 /// Tells a child that waits to execute its program.
@@ -191,6 +265,13 @@ pub fn signal(process: &OwnedFd, number: i32) -> io::Result<()> {
 fn namespaces_of(spec: &Spec) -> Result<Namespaces, NamespaceError> {
     let configured = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
     Namespaces::of(configured.unwrap_or_default())
+}
+
+fn user_namespace_of(
+    spec: &Spec,
+    namespaces: Namespaces,
+) -> Result<Option<UserNamespace<'_>>, UserNamespaceError> {
+    namespaces.has(LinuxNamespaceType::User).then(|| UserNamespace::of(spec)).transpose()
 }
 
 /// While this lives, children of the agent are born into a container's pid namespace.
@@ -224,10 +305,9 @@ fn move_into(process: &OwnedFd) -> Result<(), SpawnError> {
 ///
 /// The child may wait long before it executes its program, and what it holds open would stay open: the streams
 /// of other containers, for one.
-fn become_child(channel: &OwnedFd, stdio: &ChildStdio, others: &[RawFd]) {
+fn become_child(channel: &OwnedFd, stdio: &ChildStdio, other: Option<&OwnedFd>) {
     power::is_child();
-    let mut kept: Vec<RawFd> = others.to_vec();
-    kept.push(channel.as_raw_fd());
+    let mut kept: Vec<RawFd> = other.into_iter().chain([channel]).map(AsRawFd::as_raw_fd).collect();
     if let ChildStdio::Files(files) = stdio {
         kept.extend(files.iter().map(AsRawFd::as_raw_fd));
     }

@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, OFlags, fstat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -301,6 +301,15 @@ fn mount_setattr(
 pub fn attach(tree: &OwnedFd, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", target, "", flags)
+}
+
+/// Whether the container is to write to its cgroups.
+pub fn cgroup_is_writable(spec: &Spec) -> bool {
+    let read_only = |options: &[String]| options.iter().any(|o| o == "ro");
+    spec.mounts().iter().flatten().any(|mount| {
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && !read_only(mount.options().as_deref().unwrap_or_default())
+    })
 }
 
 /// Whether this is a file system at `/dev`.

@@ -10,9 +10,6 @@ pub enum NamespaceError {
     /// A container without a mount namespace could not have a root of its own.
     #[error("linux.namespaces has no mount namespace: add {{\"type\": \"mount\"}}")]
     NoMount,
-    /// The type is not supported.
-    #[error("linux.namespaces: a {0} namespace is not supported: remove it")]
-    Unsupported(Type),
     /// The configuration names a namespace to join.
     #[error("linux.namespaces: joining the {0} namespace at a path is not supported: remove the path")]
     Path(Type),
@@ -33,7 +30,7 @@ impl Namespaces {
             if namespace.path().is_some() {
                 return Err(NamespaceError::Path(kind));
             }
-            flags |= flag(kind).ok_or(NamespaceError::Unsupported(kind))?;
+            flags |= flag(kind);
         }
         if flags & libc::CLONE_NEWNS == 0 {
             return Err(NamespaceError::NoMount);
@@ -43,7 +40,7 @@ impl Namespaces {
 
     /// Whether the container has this one of its own.
     pub fn has(self, kind: Type) -> bool {
-        flag(kind).is_some_and(|flag| self.flags & flag != 0)
+        self.flags & flag(kind) != 0
     }
 
     /// The flags to clone its first process with.
@@ -61,16 +58,16 @@ impl Namespaces {
     }
 }
 
-fn flag(kind: Type) -> Option<i32> {
+fn flag(kind: Type) -> i32 {
     match kind {
-        Type::Mount => Some(libc::CLONE_NEWNS),
-        Type::Cgroup => Some(libc::CLONE_NEWCGROUP),
-        Type::Uts => Some(libc::CLONE_NEWUTS),
-        Type::Ipc => Some(libc::CLONE_NEWIPC),
-        Type::Pid => Some(libc::CLONE_NEWPID),
-        Type::Network => Some(libc::CLONE_NEWNET),
-        Type::Time => Some(libc::CLONE_NEWTIME),
-        Type::User => None,
+        Type::Mount => libc::CLONE_NEWNS,
+        Type::Cgroup => libc::CLONE_NEWCGROUP,
+        Type::Uts => libc::CLONE_NEWUTS,
+        Type::Ipc => libc::CLONE_NEWIPC,
+        Type::Pid => libc::CLONE_NEWPID,
+        Type::Network => libc::CLONE_NEWNET,
+        Type::Time => libc::CLONE_NEWTIME,
+        Type::User => libc::CLONE_NEWUSER,
     }
 }
 
@@ -103,6 +100,5 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_refused() {
         assert_eq!(namespaces(&[Type::Pid]), Err(NamespaceError::NoMount));
-        assert_eq!(namespaces(&[Type::Mount, Type::User]), Err(NamespaceError::Unsupported(Type::User)));
     }
 }

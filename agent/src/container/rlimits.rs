@@ -1,6 +1,7 @@
 //! Resource limits of a process.
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType as Type};
+use rustix::process::Pid;
 
 /// A limit was refused.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +13,7 @@ pub struct RlimitError {
     source: std::io::Error,
 }
 
-/// Sets the limits of this process.
+/// Sets the limits of this process, which has the room for them.
 pub fn set(limits: &[PosixRlimit]) -> Result<(), RlimitError> {
     for limit in limits {
         let (kind, soft, hard) = (limit.typ(), limit.soft(), limit.hard());
@@ -23,6 +24,35 @@ pub fn set(limits: &[PosixRlimit]) -> Result<(), RlimitError> {
         }
     }
     Ok(())
+}
+
+/// Raises what hard limits of a child are lower than it wants, and leaves the rest to it: with its final limits it
+/// might not be able to set itself up.
+pub fn make_room(child: Pid, limits: &[PosixRlimit]) -> Result<(), RlimitError> {
+    for limit in limits {
+        let (kind, soft, hard) = (limit.typ(), limit.soft(), limit.hard());
+        let failed = |source| RlimitError { kind, soft, hard, source };
+        let mut value = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        prlimit(child, kind, None, Some(&mut value)).map_err(failed)?;
+        if value.rlim_max < hard {
+            value.rlim_max = hard;
+            prlimit(child, kind, Some(&value), None).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn prlimit(
+    process: Pid,
+    kind: Type,
+    new: Option<&libc::rlimit>,
+    old: Option<&mut libc::rlimit>,
+) -> std::io::Result<()> {
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    let old = old.map_or(std::ptr::null_mut(), std::ptr::from_mut);
+    // SAFETY: each pointer is null or points to a valid structure that outlives the call.
+    let done = unsafe { libc::prlimit(process.as_raw_nonzero().get(), number(kind), new, old) };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn number(kind: Type) -> libc::__rlimit_resource_t {

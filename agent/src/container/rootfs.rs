@@ -47,12 +47,28 @@ fn step(step: &'static str) -> impl Fn(Errno) -> RootError {
     move |source| RootError::Step { step, source }
 }
 
-/// Mounts the root at its stage in this mount namespace.
-pub fn assemble(spec: &Spec, writes: RootWrites) -> Result<Root, RootError> {
+/// Makes the overlay over a root for a child that is an ordinary user of the guest: only the guest's root may write
+/// the attributes in which an overlay keeps its records. It is attached nowhere.
+pub fn overlay_for_others(spec: &Spec, writes: RootWrites) -> Result<Option<OwnedFd>, RootError> {
+    if writes == RootWrites::Through {
+        return Ok(None);
+    }
     let root = spec.root().as_ref().ok_or(RootError::None)?;
-    let tree = match writes {
-        RootWrites::Through => mounts::clone_tree(root.path(), Bind::Recursive),
-        RootWrites::Overlay => overlay(root.path()),
+    let made = overlay(root.path());
+    // The overlay has a hold on its layer of its own.
+    let cleared = unmount(LAYER_STAGE, UnmountFlags::DETACH);
+    let overlay = made.map_err(|source| RootError::Mount { path: root.path().clone(), source })?;
+    cleared.map_err(step("clear the stage of the layer"))?;
+    Ok(Some(overlay))
+}
+
+/// Mounts the root at its stage in this mount namespace; `made_outside` is taken where there is one.
+pub fn assemble(spec: &Spec, writes: RootWrites, made_outside: Option<OwnedFd>) -> Result<Root, RootError> {
+    let root = spec.root().as_ref().ok_or(RootError::None)?;
+    let tree = match (made_outside, writes) {
+        (Some(tree), _) => Ok(tree),
+        (None, RootWrites::Through) => mounts::clone_tree(root.path(), Bind::Recursive),
+        (None, RootWrites::Overlay) => overlay(root.path()),
     }
     .map_err(|source| RootError::Mount { path: root.path().clone(), source })?;
     let stage = open_directory(Path::new(ROOT_STAGE)).map_err(step("open the stage of the root"))?;

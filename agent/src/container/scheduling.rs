@@ -4,6 +4,7 @@ use oci_spec::runtime::{
     ExecCPUAffinity, IOPriorityClass, Linux, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain,
     LinuxSchedulerFlag as Flag, LinuxSchedulerPolicy as Policy, Process, Scheduler,
 };
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Why a process cannot be run as configured.
@@ -29,14 +30,16 @@ pub enum SchedulingError {
     },
 }
 
-/// Sets what concerns this process, whose rights must still be the agent's; it holds for its program.
-pub fn apply(process: &Process, linux: Option<&Linux>) -> Result<(), SchedulingError> {
+/// Sets the priorities of a child, which its program keeps.
+pub fn apply(child: Pid, process: &Process) -> Result<(), SchedulingError> {
     if let Some(priority) = process.io_priority() {
-        set_io_priority(priority)?;
+        set_io_priority(child, priority)?;
     }
-    if let Some(scheduler) = process.scheduler() {
-        set_scheduler(scheduler)?;
-    }
+    process.scheduler().as_ref().map_or(Ok(()), |scheduler| set_scheduler(child, scheduler))
+}
+
+/// Sets the personality of this process, which its program keeps.
+pub fn take_personality(linux: Option<&Linux>) -> Result<(), SchedulingError> {
     linux.and_then(|linux| linux.personality().as_ref()).map_or(Ok(()), set_personality)
 }
 
@@ -100,19 +103,24 @@ fn flag_bit(flag: Flag) -> u64 {
     }
 }
 
-fn set_scheduler(scheduler: &Scheduler) -> Result<(), SchedulingError> {
+fn set_scheduler(child: Pid, scheduler: &Scheduler) -> Result<(), SchedulingError> {
     let attributes = Attributes::of(scheduler);
     // SAFETY: the structure is valid, says its own size, and is only read.
-    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    let set = unsafe {
+        libc::syscall(libc::SYS_sched_setattr, child.as_raw_nonzero().get(), &raw const attributes, 0)
+    };
     outcome(set, "process.scheduler", || scheduler.policy().to_string())
 }
 
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_SHIFT: i64 = 13;
 
-fn set_io_priority(wanted: &LinuxIOPriority) -> Result<(), SchedulingError> {
+fn set_io_priority(child: Pid, wanted: &LinuxIOPriority) -> Result<(), SchedulingError> {
     // SAFETY: the call has no memory effects.
-    let set = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, io_priority(wanted)) };
+    let set = unsafe {
+        let child = child.as_raw_nonzero().get();
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, child, io_priority(wanted))
+    };
     outcome(set, "process.ioPriority", || format!("{} {}", wanted.class(), wanted.priority()))
 }
 

@@ -3,7 +3,7 @@
 //! The order is runc's. The root is the container's already.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, Process};
 use rustix::fs::{FileType, Mode, Uid, fchown, fstat};
@@ -53,7 +53,7 @@ impl Workload<'_> {
         let (user, environment) = self.user_and_environment()?;
         self.take_streams(stdio, &user)?;
         rlimits::set(self.process.rlimits().as_deref().unwrap_or_default())?;
-        scheduling::apply(self.process, self.linux)?;
+        scheduling::take_personality(self.linux)?;
         let filter = self.linux.and_then(|linux| linux.seccomp().as_ref());
         let filter = filter.map(seccomp::compile).transpose()?;
         let filter = self.restrict(filter)?;
@@ -101,7 +101,8 @@ impl Workload<'_> {
             rustix::stdio::dup2_stderr(stderr).map_err(step())?;
         }
         for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
-            give(stream, user.uid).map_err(step())?;
+            give(stream, Uid::from_raw(user.uid), None)
+                .map_err(SetupError::step(format!("give the standard streams to user {}", user.uid)))?;
         }
         Ok(())
     }
@@ -197,27 +198,19 @@ impl Ready {
 }
 
 /// Gives a stream to the user; devices such as `/dev/null` belong to all.
-fn give(stream: BorrowedFd<'_>, uid: u32) -> rustix::io::Result<()> {
+pub fn give(stream: BorrowedFd<'_>, uid: Uid, gid: Option<Gid>) -> rustix::io::Result<()> {
     let stat = fstat(stream)?;
     let null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
         && rustix::fs::major(stat.st_rdev) == 1;
-    if null || stat.st_uid == uid {
+    if null || stat.st_uid == uid.as_raw() {
         return Ok(());
     }
-    fchown(stream.as_fd(), Some(Uid::from_raw(uid)), None)
+    fchown(stream.as_fd(), Some(uid), gid)
 }
 
 /// The last value of a variable.
 fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
     environment.iter().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
-}
-
-/// Sets how willingly the kernel kills this process when memory runs out; this process's `/proc` must still be
-/// the guest's.
-pub fn set_oom_score(process: &Process) -> Result<(), SetupError> {
-    let Some(score) = process.oom_score_adj() else { return Ok(()) };
-    std::fs::write(Path::new("/proc/self/oom_score_adj"), score.to_string())
-        .map_err(SetupError::step(format!("set process.oomScoreAdj to {score}")))
 }
 
 /// Leaves behind what the agent has changed of a process's signals.

@@ -30,7 +30,8 @@ const NO_APPARMOR: &str = "the guest kernel has no AppArmor, and the virtual mac
                            out with --security-opt apparmor=unconfined)";
 const NO_SELINUX: &str = "the guest kernel has no SELinux, and the virtual machine is the boundary (engines leave it \
                           out with --security-opt label=disable)";
-const NO_ID_MAPS: &str = "user namespaces with id mappings are not supported yet";
+const NO_ID_MAPS: &str = "mounts with id mappings of their own are not supported yet";
+const GUEST_ID: &str = "an id of the virtual machine, and on shared files one of the host";
 const GUEST_HOOK: &str =
     "its program is the host's and would have to run inside the virtual machine; use createRuntime";
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
@@ -142,8 +143,12 @@ pub const FIELDS: &[Field] = &[
              come as such namespaces: ask it for --network none and no pod)",
         ),
     ),
-    field("linux.uidMappings", Refused(NO_ID_MAPS)),
-    field("linux.gidMappings", Refused(NO_ID_MAPS)),
+    field("linux.uidMappings[].containerID", Honoured("the id 0 must be mapped")),
+    field("linux.uidMappings[].hostID", Honoured(GUEST_ID)),
+    field("linux.uidMappings[].size", Honoured("")),
+    field("linux.gidMappings[].containerID", Honoured("the id 0 must be mapped")),
+    field("linux.gidMappings[].hostID", Honoured(GUEST_ID)),
+    field("linux.gidMappings[].size", Honoured("")),
     field("linux.timeOffsets.monotonic.secs", Honoured("")),
     field("linux.timeOffsets.monotonic.nanosecs", Honoured("")),
     field(

@@ -6,6 +6,7 @@
 //! guest finds it, next to the list of what the machine has to share for it.
 
 pub mod fields;
+mod id_maps;
 mod load;
 mod overrides;
 mod share;

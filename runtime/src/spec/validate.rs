@@ -9,7 +9,7 @@ use oci_spec::runtime::{
     LinuxTimeOffset, Mount, Process, Scheduler, Spec,
 };
 
-use super::SpecError;
+use super::{SpecError, id_maps};
 use crate::hooks::points;
 
 /// The types of mount that the agent makes. A bind mount may have any type: its options say what it is.
@@ -125,14 +125,11 @@ fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
     for (index, namespace) in namespaces.unwrap_or_default().iter().enumerate() {
         let path = format!("linux.namespaces[{index}].type");
-        if namespace.typ() == LinuxNamespaceType::User {
-            let reason = format!("{} namespaces are not supported yet", namespace.typ());
-            return Err(SpecError::Unsupported { path, reason });
-        }
         if !seen.insert(namespace.typ()) {
             return Err(value(&path, &format!("`{}` is there twice", namespace.typ())));
         }
     }
+    id_maps::check(spec, seen.contains(&LinuxNamespaceType::User))?;
     let offsets = spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref());
     check_time_offsets(offsets.into_iter().flatten(), seen.contains(&LinuxNamespaceType::Time))
 }
@@ -323,7 +320,7 @@ mod tests {
             ),
             ("/linux", clock("realtime", 0), "`linux.timeOffsets.realtime`: the clocks"),
             ("/linux", clock("monotonic", 1_000_000_000), "`linux.timeOffsets.monotonic.nanosecs`: it is"),
-            ("/linux", namespaces(&["user"]), "`linux.namespaces[0].type`: not supported"),
+            ("/linux", namespaces(&["user"]), "`linux.uidMappings`: it is missing"),
         ] {
             let message = error(|config| match pointer.rsplit_once('/') {
                 Some((parent, key)) => config.pointer_mut(parent).unwrap()[key] = new.clone(),

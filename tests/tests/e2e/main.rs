@@ -22,5 +22,6 @@ mod scheduling;
 mod start_hooks;
 mod streams;
 mod terminal;
+mod user_namespaces;
 mod verbs;
 mod verbs_bad_input;

@@ -34,6 +34,14 @@ const HOST_XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.", b"security."];
 /// The one attribute under a host prefix that the guest may set.
 const FILE_CAPABILITY_XATTR: &[u8] = b"security.capability";
 
+/// What the passthrough is not told that a client can do, so that it makes files as their owner and yet with the right
+/// to make them anywhere (`CAP_DAC_OVERRIDE`).
+///
+/// Who may make what is the guest kernel's decision (virtio-fs has `default_permissions`), which the host cannot make
+/// again: it knows ids and groups, and not the capabilities that a process has in the guest. Root of a user namespace
+/// may write to the directories of the other users in it.
+const WHOSE_RIGHTS: FsOptions = FsOptions::CREATE_SUPP_GROUP;
+
 /// The passthrough file system behind its checks, and the files that it cannot have.
 #[derive(Clone)]
 pub struct Guarded {
@@ -229,7 +237,7 @@ impl FileSystem for Guarded {
         if !capable.contains(FsOptions::SUBMOUNTS) {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
-        let wanted = self.inner.init(capable)?;
+        let wanted = self.inner.init(capable - WHOSE_RIGHTS)?;
         tracing::debug!(?capable, ?wanted, "a client of the share begins");
         Ok(wanted)
     }
