@@ -32,6 +32,7 @@ pub fn sandbox(name: &str) -> Sandbox {
     Sandbox {
         id,
         bundle,
+        state: directory.path().join("state"),
         directory,
         machine: machine(),
         globals: vec![],
@@ -48,6 +49,7 @@ pub struct Sandbox {
     /// Its bundle.
     pub bundle: Bundle,
     directory: TempDir,
+    state: PathBuf,
     machine: String,
     globals: Vec<OsString>,
     options: Vec<OsString>,
@@ -123,7 +125,13 @@ impl Sandbox {
 
     /// The private state directory, `--root`.
     pub fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.state.clone()
+    }
+
+    /// Takes another state directory, below the one that it has.
+    pub fn deep_state(mut self, path: &str) -> Self {
+        self.state.push(path);
+        self
     }
 
     /// `sandbox run` of the bundle with `args` in place of its command, none: the bundle's own. Waits for it.

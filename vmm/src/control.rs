@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sandbox_vmm_api::{ControlReply, ControlRequest, VmState};
+use sandbox_vmm_api::{ControlReply, ControlRequest, VmState, socket};
 
 use crate::machine::{Machine, MachineError};
 
@@ -58,7 +58,7 @@ impl Control {
     /// Makes the socket, for its owner alone.
     pub fn listen(path: &Path) -> Result<Self, ListenError> {
         let failed = |why| ListenError { path: path.to_owned(), why };
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = socket::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(Self { listener, connections: Vec::new(), state: VmState::Running })

@@ -15,6 +15,8 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use sandbox_vmm_api::socket;
+
 /// A socket that is listened on by a thread; dropping it ends both.
 #[derive(Debug)]
 pub struct Listening(UnixListener);
@@ -23,7 +25,7 @@ impl Listening {
     /// Makes the socket. The second is for the thread.
     fn on(path: &Path) -> Result<(Self, UnixListener), ListenError> {
         let error = |error| ListenError { path: path.into(), error };
-        let listener = UnixListener::bind(path).map_err(error)?;
+        let listener = socket::bind(path).map_err(error)?;
         Ok((Self(listener.try_clone().map_err(error)?), listener))
     }
 }

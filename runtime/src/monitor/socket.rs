@@ -5,13 +5,14 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use sandbox_protocol::ExitStatus;
+use sandbox_vmm_api::socket;
 use serde::de::DeserializeOwned;
 
 use crate::sandbox::{Answer, Ends, Event, ExecRequest, Request, Sender};
@@ -47,7 +48,7 @@ pub enum AskError {
 
 /// Answers requests on a socket, each connection in a thread of its own.
 pub fn listen(path: &Path, sender: Sender) -> io::Result<()> {
-    let listener = UnixListener::bind(path)?;
+    let listener = socket::bind(path)?;
     thread::spawn("requests", move || {
         let conversations = Arc::new(());
         for (number, connection) in listener.incoming().map_while(Result::ok).enumerate() {
@@ -116,28 +117,28 @@ fn attend(connection: UnixStream, sender: &Sender, name: &str, answers: &Receive
 }
 
 /// Asks the sandbox whose socket this is.
-pub fn ask(socket: &Path, request: &Request) -> Result<Answer, AskError> {
+pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
     let exchange = || {
-        let connection = UnixStream::connect(socket)?;
+        let connection = socket::connect(path)?;
         write_line(&connection, request)?;
         connection.set_read_timeout(Some(ANSWER_TIME + LINE_TIME))?;
         read_line(&mut BufReader::new(&connection))
     };
-    refused(exchange(), socket)
+    refused(exchange(), path)
 }
 
 /// The process that listens on a sandbox's socket: its monitor.
-pub fn listener(socket: &Path) -> io::Result<u32> {
-    let connection = UnixStream::connect(socket)?;
+pub fn listener(path: &Path) -> io::Result<u32> {
+    let connection = socket::connect(path)?;
     let credentials = rustix::net::sockopt::socket_peercred(&connection)?;
     Ok(credentials.pid.as_raw_nonzero().get().cast_unsigned())
 }
 
-fn refused(answer: io::Result<Answer>, socket: &Path) -> Result<Answer, AskError> {
+fn refused(answer: io::Result<Answer>, path: &Path) -> Result<Answer, AskError> {
     match answer {
         Ok(Answer::Refused { message }) => Err(AskError::Refused(crate::printable::printable(&message))),
         Ok(answer) => Ok(answer),
-        Err(error) => Err(AskError::Connection { path: socket.into(), error }),
+        Err(error) => Err(AskError::Connection { path: path.into(), error }),
     }
 }
 
@@ -146,14 +147,14 @@ fn refused(answer: io::Result<Answer>, socket: &Path) -> Result<Answer, AskError
 pub struct Added {
     connection: UnixStream,
     reader: BufReader<UnixStream>,
-    socket: std::path::PathBuf,
+    path: std::path::PathBuf,
 }
 
 impl Added {
     /// Asks for a process with these standard streams, which it alone has from then on; returns when it runs.
-    pub fn start(socket: &Path, process: &oci_spec::runtime::Process, ends: Ends) -> Result<Self, AskError> {
+    pub fn start(path: &Path, process: &oci_spec::runtime::Process, ends: Ends) -> Result<Self, AskError> {
         let start = || {
-            let connection = UnixStream::connect(socket)?;
+            let connection = socket::connect(path)?;
             let request = Request::Exec { process: Box::new(process.clone()) };
             let streams: Vec<_> =
                 [&ends.stdin, &ends.stdout, &ends.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
@@ -165,10 +166,10 @@ impl Added {
             Ok((connection, reader, answer))
         };
         let (connection, reader, answer) =
-            start().map_err(|error| AskError::Connection { path: socket.into(), error })?;
+            start().map_err(|error| AskError::Connection { path: path.into(), error })?;
         drop(ends);
-        refused(Ok(answer), socket)?;
-        Ok(Self { connection, reader, socket: socket.into() })
+        refused(Ok(answer), path)?;
+        Ok(Self { connection, reader, path: path.into() })
     }
 
     /// Asks for something that concerns the process. One that has ended is past caring.
@@ -183,7 +184,7 @@ impl Added {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> Result<ExitStatus, AskError> {
-        match refused(read_line(&mut self.reader), &self.socket)? {
+        match refused(read_line(&mut self.reader), &self.path)? {
             Answer::Exited { status } => Ok(status),
             _ => Err(AskError::Refused("the sandbox gave an answer that makes no sense".into())),
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A sandbox's id: 1 to 64 characters of `A-Z a-z 0-9 _ . + -`, starting with a letter or digit.
 ///
-/// 64 is what container engines use, and what fits in the path of a unix socket.
+/// 64 is what container engines use.
 #[derive(Clone, Debug, Deserialize, Hash, Eq, PartialEq, Ord, PartialOrd, Serialize)]
 #[serde(try_from = "String")]
 pub struct SandboxId(String);

@@ -90,20 +90,6 @@ pub enum StateError {
         /// Why.
         error: io::Error,
     },
-    /// The sockets of the sandbox would have paths that are too long.
-    #[error(
-        "the state root {} is too long for the sockets of sandbox `{id}`, by {over} bytes: use a shorter --root \
-         or --id",
-        root.display()
-    )]
-    PathTooLong {
-        /// The state root.
-        root: PathBuf,
-        /// The id.
-        id: SandboxId,
-        /// By how many bytes.
-        over: usize,
-    },
 }
 
 /// The name of the sandbox whose record this is.

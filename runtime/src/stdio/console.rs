@@ -2,12 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::OptionalActions;
+use sandbox_vmm_api::socket;
 
 use crate::descriptor;
 
@@ -24,10 +24,10 @@ pub struct ConsoleError {
 ///
 /// The slave becomes this process's controlling terminal, so that a change of the window's size is a signal to
 /// it, where the process is the leader of a session without one.
-pub fn open(socket: &Path) -> Result<OwnedFd, ConsoleError> {
-    let error = |step| move |error: io::Error| ConsoleError { path: socket.into(), step, error };
+pub fn open(path: &Path) -> Result<OwnedFd, ConsoleError> {
+    let error = |step| move |error: io::Error| ConsoleError { path: path.into(), step, error };
     let (master, slave, name) = pair().map_err(error("make a terminal"))?;
-    let connection = UnixStream::connect(socket).map_err(error("connect"))?;
+    let connection = socket::connect(path).map_err(error("connect"))?;
     descriptor::send(&connection, &name, &[master.as_fd()]).map_err(error("send the terminal"))?;
     // A command that a shell runs is no leader: it has to do without the signal.
     let _ = rustix::process::ioctl_tiocsctty(&slave);

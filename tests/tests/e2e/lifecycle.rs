@@ -165,6 +165,19 @@ fn run_detach_returns_when_the_process_runs() {
 }
 
 #[test]
+fn a_state_root_may_be_longer_than_the_path_of_a_socket() {
+    // Docker's is: a directory of its own, and an id of 64 digits.
+    let deep = format!("{0}/{0}", "x".repeat(100));
+    let sandbox = sandbox("deep").command(["sleep", "1000"]).deep_state(&deep);
+    let container = sandbox.start();
+    sandbox.exec(&[], ["echo", "deep"]).expect_stdout("deep\n");
+    sandbox.on("events", ["--stats"]).expect_code(0);
+    container.end();
+    assert_eq!(std::fs::read_dir(sandbox.state()).unwrap().count(), 0);
+    std::fs::remove_dir_all(sandbox.state().parent().unwrap()).unwrap();
+}
+
+#[test]
 fn list_shows_the_created_the_running_and_the_stopped() {
     let sandbox = sandbox("list-verbs").command(["sh", "-c", "read line"]);
     let status = |words: &[&str]| {

@@ -12,6 +12,8 @@
 //!
 //! The types here know nothing of containers or OCI: a share entry is a directory, not a volume.
 
+pub mod socket;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

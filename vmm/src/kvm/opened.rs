@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sandbox_vmm_api::SHARE_TAG;
+use sandbox_vmm_api::{SHARE_TAG, socket};
 
 use super::build::{StartError, host};
 use crate::config::Config;
@@ -97,7 +97,7 @@ fn open_console(path: &Path) -> Result<File, StartError> {
 }
 
 fn listen_vsock(path: &Path) -> Result<UnixListener, StartError> {
-    UnixListener::bind(path).map_err(|why| StartError::VsockSocket { path: path.to_owned(), why })
+    socket::bind(path).map_err(|why| StartError::VsockSocket { path: path.to_owned(), why })
 }
 
 /// Where the jail has the vsock socket.

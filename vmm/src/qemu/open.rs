@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
-use sandbox_vmm_api::VsockConfig;
+use sandbox_vmm_api::{VsockConfig, socket};
 
 use super::error::Error;
 use super::layout::Layout;
@@ -185,8 +185,8 @@ impl Link {
     fn new(what: &'static str, config: &Config) -> Result<Self, Error> {
         let failed = |error| Error::Socket { what, error };
         let path = config.control_socket().with_extension(what);
-        let ours = UnixListener::bind(&path).map_err(failed)?;
-        let theirs = UnixStream::connect(&path);
+        let ours = socket::bind(&path).map_err(failed)?;
+        let theirs = socket::connect(&path);
         std::fs::remove_file(&path).map_err(failed)?;
         Ok(Self { ours, theirs: theirs.map_err(failed)?.into() })
     }
@@ -206,7 +206,7 @@ pub struct VsockLink {
 
 impl VsockLink {
     fn new(vsock: &VsockConfig, config: &Config) -> Result<Self, Error> {
-        let listener = UnixListener::bind(&vsock.socket)
+        let listener = socket::bind(&vsock.socket)
             .map_err(|error| Error::Listen { path: vsock.socket.clone(), error })?;
         let dial = Path::new(jail::VSOCK).join(vsock.socket.file_name().unwrap_or_default());
         Ok(Self { link: Link::new("vsock", config)?, cid: vsock.cid, listener, dial })
