@@ -26,7 +26,7 @@ fn commands_that_cannot_be_executed_are_told_apart_at_create() {
     std::fs::write(root.join("etc/plain"), "x").unwrap();
     for (args, kind, text) in [
         (&["nope"][..], FailureKind::CommandNotFound, "exec: \"nope\": executable file not found in $PATH"),
-        (&["/nope"], FailureKind::CommandNotFound, "exec: \"/nope\": stat /nope: No such file or directory"),
+        (&["/nope"], FailureKind::CommandNotFound, "exec: \"/nope\": stat /nope: no such file or directory"),
         (&["/etc/plain"], FailureKind::CommandNotExecutable, "exec: \"/etc/plain\": permission denied"),
         (&["/etc"], FailureKind::CommandNotExecutable, "exec: \"/etc\": is a directory"),
     ] {

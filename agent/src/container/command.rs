@@ -18,7 +18,7 @@ pub enum CommandError {
     #[error("exec: {0:?}: executable file not found in $PATH")]
     NotInPath(String),
     /// The file does not exist.
-    #[error("exec: {command:?}: stat {path}: {source}")]
+    #[error("exec: {command:?}: stat {path}: {}", words(source))]
     Missing {
         /// As it was asked for.
         command: String,
@@ -59,6 +59,15 @@ impl CommandError {
             Self::NotExecutable { .. } | Self::Refused { .. } => FailureKind::CommandNotExecutable,
             Self::ZeroByte(_) => FailureKind::Other,
         }
+    }
+}
+
+/// What the kernel says, in the words and the case of runc's errors, by which engines tell 127 from other codes.
+fn words(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".into(),
+        std::io::ErrorKind::NotADirectory => "not a directory".into(),
+        _ => error.to_string(),
     }
 }
 
