@@ -72,15 +72,31 @@ fn has_children() -> bool {
 
 /// Kills every child. They cannot be mistaken for others: none has been reaped since the list was made.
 fn kill_children() {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return };
-    for task in tasks.flatten() {
-        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-            if let Ok(pidfd) = pidfd(child) {
-                let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
-            }
+    for child in children(std::process::id()) {
+        if let Ok(pidfd) = pidfd(child) {
+            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
+}
+
+/// A process and all that it has started, as far as they still have each other for parents.
+pub fn family(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        let children = children(*pid);
+        found.extend(children);
+        next += 1;
+    }
+    found
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 #[cfg(test)]
@@ -101,6 +117,22 @@ mod tests {
         child.kill().unwrap();
         assert!(wait_for(&pidfd, Instant::now() + Duration::from_secs(60)));
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_family_has_children_and_their_children() {
+        let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        while family(child.id()).len() < 2 {
+            std::thread::sleep(ORPHAN_POLL);
+        }
+        let found = family(child.id());
+        assert_eq!((found.len(), found[0]), (2, child.id()));
+        assert!(family(std::process::id()).contains(&found[1]));
+        let grandchild = pidfd(found[1]).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        rustix::process::pidfd_send_signal(&grandchild, Signal::KILL).unwrap();
+        assert!(wait_for(&grandchild, Instant::now() + Duration::from_secs(60)));
     }
 
     #[test]

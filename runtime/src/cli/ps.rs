@@ -12,7 +12,7 @@ use crate::state::SandboxId;
 pub struct Args {
     /// The sandbox
     id: SandboxId,
-    /// Form of the list; json has the process ids only
+    /// Form of the list; json has the ids of the processes that the sandbox is on the host
     #[arg(long, short, value_enum, default_value = "table")]
     format: Form,
     /// Accepted for engines: the columns are always the same
@@ -26,15 +26,17 @@ enum Form {
     Json,
 }
 
-/// Lists the processes of a sandbox, with the ids that they have in the guest.
+/// Lists the processes of a sandbox: for people those of the guest, with the ids that they have there; for engines,
+/// who look the ids up on the host, those of the host. An id of the guest would be somebody else's there.
 pub fn ps(args: &Args, global: &Global) -> Result<u8, Error> {
-    let Processes { processes, .. } = lifecycle::processes(&args.id, &global.root())?;
     let text = match args.format {
         Form::Json => {
-            let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-            format!("{}\n", serde_json::json!(pids))
+            format!("{}\n", serde_json::json!(lifecycle::host_processes(&args.id, &global.root())?))
         }
-        Form::Table => table(&processes),
+        Form::Table => {
+            let Processes { processes, .. } = lifecycle::processes(&args.id, &global.root())?;
+            table(&processes)
+        }
     };
     print(&text)?;
     Ok(0)

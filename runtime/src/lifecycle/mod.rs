@@ -9,7 +9,9 @@ mod verbs;
 
 pub use delete::{delete, delete_by_force};
 pub use plan::{Console, MachineWanted, Place, Wanted, plan};
-pub use verbs::{create, pause, processes, resume, signal, socket_of_living, start, stats, update};
+pub use verbs::{
+    create, host_processes, pause, processes, resume, signal, socket_of_living, start, stats, update,
+};
 
 use crate::artefact::ArtefactError;
 use crate::cgroup::CgroupError;

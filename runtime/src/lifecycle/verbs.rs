@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::Error;
 use crate::client::{self, Created};
-use crate::monitor;
 use crate::sandbox::{Answer, Ending, Ends, Plan, Request};
-use crate::state::{SandboxId, Status, find};
+use crate::state::{Record, SandboxId, Status, find};
+use crate::{monitor, process};
 
 /// Makes a sandbox, whose process waits to be started. Returns what stands for it, a child of this process.
 ///
@@ -76,6 +76,11 @@ pub fn processes(id: &SandboxId, root: &Path) -> Result<Processes, Error> {
     data_of(monitor::ask(&socket_of_living(id, root)?, &Request::Processes)?)
 }
 
+/// The processes that the sandbox consists of on the host, what stands for it first.
+pub fn host_processes(id: &SandboxId, root: &Path) -> Result<Vec<u32>, Error> {
+    Ok(process::family(living(id, root)?.1.pid))
+}
+
 /// What it uses.
 pub fn stats(id: &SandboxId, root: &Path) -> Result<Stats, Error> {
     data_of(monitor::ask(&socket_of_living(id, root)?, &Request::Stats)?)
@@ -90,10 +95,15 @@ pub fn update(id: &SandboxId, root: &Path, resources: LinuxResources) -> Result<
 
 /// The request socket of a sandbox that has not stopped.
 pub fn socket_of_living(id: &SandboxId, root: &Path) -> Result<PathBuf, Error> {
-    let (directory, record) = find(root, id)?;
-    match record.status {
+    Ok(monitor::socket_of(&living(id, root)?.0))
+}
+
+/// The directory and the record of a sandbox that has not stopped.
+fn living(id: &SandboxId, root: &Path) -> Result<(PathBuf, Record), Error> {
+    let found = find(root, id)?;
+    match found.1.status {
         Status::Stopped => Err(Error::Stopped),
-        _ => Ok(monitor::socket_of(&directory)),
+        _ => Ok(found),
     }
 }
 

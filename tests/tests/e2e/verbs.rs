@@ -1,6 +1,6 @@
 //! Verbs that tell: `ps`, `features`.
 
-use sandbox_tests::sandbox;
+use sandbox_tests::{leaks, sandbox};
 use serde_json::Value;
 
 #[test]
@@ -16,8 +16,21 @@ fn ps_lists_the_processes_with_the_column_that_engines_look_for() {
         .collect();
     assert_eq!(pids.len(), 2, "{table}");
     assert!(out.contains("sleep 1234"), "{table}");
+    container.end();
+}
+
+#[test]
+fn ps_in_json_has_processes_of_the_host_where_engines_look_them_up() {
+    let sandbox = sandbox("ps-json").command(["sleep", "1000"]);
+    let container = sandbox.start();
     let json = sandbox.on("ps", ["--format", "json"]).expect_code(0);
-    assert_eq!(serde_json::from_slice::<Vec<u32>>(&json.stdout).unwrap(), pids);
+    let pids: Vec<i32> = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(pids.first(), Some(&container.monitor.pid().as_raw()), "{json}");
+    let known = leaks::processes(&sandbox.trace());
+    let known = |wanted: &i32| known.iter().find(|(pid, _)| pid.as_raw() == *wanted);
+    let commands: Vec<&str> =
+        pids.iter().map(|pid| known(pid).expect("it is the sandbox's").1.as_str()).collect();
+    assert!(commands.iter().any(|command| command.contains("sandbox-vmm")), "{commands:?}");
     container.end();
 }
 
