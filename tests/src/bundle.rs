@@ -34,6 +34,13 @@ impl Bundle {
         bundle
     }
 
+    /// Packs its root file system into a tar archive, as engines import one.
+    pub fn pack(&self, tar: &Path) {
+        let mut command = Command::new("tar");
+        command.arg("-C").arg(self.root("")).arg("-cf").arg(tar).arg(".");
+        assert!(command.status().expect("tar can be started").success(), "tar failed");
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path

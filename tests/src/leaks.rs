@@ -147,6 +147,13 @@ fn cgroups(trace: &Trace, directory: &Path, depth: u32) -> Vec<String> {
     found
 }
 
+/// Where a cgroup of this name would be at the top of each hierarchy.
+pub fn cgroups_named(name: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(name)).collect()
+}
+
 /// State files, temporary files, and the sandbox's name under /run/sandbox.
 fn files(trace: &Trace) -> Vec<String> {
     let below = |name: &str| fs::read_dir(trace.directory.join(name)).into_iter().flatten().flatten();

@@ -15,6 +15,7 @@
 
 pub mod bundle;
 pub mod container;
+pub mod docker;
 pub mod initramfs;
 pub mod leaks;
 pub mod orphan;
@@ -29,6 +30,7 @@ pub mod trace;
 pub mod vmm;
 
 pub use container::Container;
+pub use docker::Docker;
 pub use outcome::Outcome;
 pub use place::skip;
 pub use podman::Podman;

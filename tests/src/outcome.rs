@@ -66,6 +66,16 @@ impl Outcome {
         this
     }
 
+    /// Fails unless every one of `words` is on one of its outputs: some programs print errors of others on standard
+    /// output.
+    #[track_caller]
+    pub fn expect_words(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!((self.out() + &self.err()).contains(word), "it does not mention {word:?}\n{self}");
+        }
+        self
+    }
+
     /// The value of a `NAME=value` line on standard output.
     #[track_caller]
     pub fn value(&self, name: &str) -> String {

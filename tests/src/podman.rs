@@ -52,21 +52,29 @@ impl Podman {
         Some(podman)
     }
 
-    /// Podman's own clean-up does not hand `--runtime-flag` on, so that the state directory has to be written down.
+    /// Podman's own clean-up does not hand `--runtime-flag` on, and conmon not the environment, so that the state
+    /// directory and the variables have to be written down.
     fn write_runtime(&self) {
         let (program, state) = (binary("sandbox"), self.path("state"));
-        let text = format!("#!/bin/sh\nexec {} --root {} \"$@\"\n", program.display(), state.display());
+        let (kernel, image) = (artefact("SANDBOX_KERNEL", "vmlinux"), artefact("SANDBOX_IMAGE", "guest.img"));
+        let text = format!(
+            "#!/bin/sh\nexport {MARK}={} SANDBOX_MACHINE={} SANDBOX_KERNEL={} SANDBOX_IMAGE={}\n\
+             exec {} --root {} \"$@\"\n",
+            self.id,
+            machine(),
+            kernel.display(),
+            image.display(),
+            program.display(),
+            state.display()
+        );
         std::fs::write(self.path(RUNTIME), text).expect("a file");
         let executable = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(self.path(RUNTIME), executable).expect("a mode");
     }
 
     fn import(&self) {
-        let root = Bundle::make(&self.path("bundle")).root("");
         let tar = self.path("image.tar");
-        let mut command = Command::new("tar");
-        command.arg("-C").arg(root).arg("-cf").arg(&tar).arg(".");
-        Process::spawn(&mut command).wait().expect_code(0);
+        Bundle::make(&self.path("bundle")).pack(&tar);
         self.podman(["import".into(), "--quiet".into(), tar.into(), OsString::from(IMAGE)]).expect_code(0);
     }
 
@@ -144,9 +152,7 @@ impl Podman {
         ]);
         command.arg("--runtime").arg(self.path(RUNTIME));
         command.args(words.into_iter().map(Into::into));
-        command.env(MARK, &self.id).env("TMPDIR", self.path("tmp")).env("SANDBOX_MACHINE", machine());
-        command.env("SANDBOX_KERNEL", artefact("SANDBOX_KERNEL", "vmlinux"));
-        command.env("SANDBOX_IMAGE", artefact("SANDBOX_IMAGE", "guest.img"));
+        command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
         command
     }
 
@@ -162,10 +168,8 @@ impl Podman {
             // It is mounted by the first command that uses it, or not at all; by two at once, it is mounted twice.
             while nix::mount::umount2(&self.path(name), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
         }
-        let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        for hierarchy in hierarchies.chain([root.to_owned()]) {
-            remove_empty(&hierarchy.join(&self.id));
+        for cgroup in leaks::cgroups_named(&self.id) {
+            remove_empty(&cgroup);
         }
     }
 }

@@ -4,6 +4,7 @@ mod abrupt;
 mod bad_input;
 mod consoles;
 mod deaths;
+mod docker;
 mod exec;
 mod fields;
 mod files;
