@@ -14,6 +14,7 @@
 //! | [`stdio`] | moving the bytes of standard streams; terminals |
 //! | [`cgroup`] | the cgroup of the host that a sandbox is put in |
 //! | [`hooks`] | the hooks that run on the host |
+//! | [`features`] | what the runtime can do, for engines |
 //! | [`state`] | ids, states, the state directory |
 //!
 //! Nothing here knows KVM: that is `sandbox-vmm`, a process of its own.
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod client;
 pub mod descriptor;
 pub mod exit;
+pub mod features;
 pub mod hooks;
 pub mod lifecycle;
 pub mod log;

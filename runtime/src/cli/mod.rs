@@ -6,7 +6,6 @@ mod check;
 mod create;
 mod events;
 mod exec;
-mod features;
 mod kill;
 mod list;
 mod machine;
@@ -30,7 +29,7 @@ use crate::log::{Format, Level, Log};
 use crate::monitor::AskError;
 use crate::spec::SpecError;
 use crate::state::{OCI_VERSION, StateError, default_root};
-use crate::{descriptor, exit};
+use crate::{descriptor, exit, features};
 
 /// Run OCI bundles, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -204,7 +203,10 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::Resume(args)) => pause::resume(&args, &cli.global),
         Some(Command::Update(args)) => update::update(&args, &cli.global),
         Some(Command::Events(args)) => events::events(&args, &cli.global),
-        Some(Command::Features) => features::features(),
+        Some(Command::Features) => {
+            print(&format!("{:#}\n", features::features()))?;
+            Ok(0)
+        }
         None => Err(Error::Usage("no command given: `sandbox --help` lists them".into())),
     }
 }
@@ -217,8 +219,7 @@ fn is_run(args: &[OsString]) -> bool {
 
 /// Name, commit and OCI version, laid out as runc does, whose users parse it.
 fn version() -> String {
-    let commit = option_env!("SANDBOX_COMMIT").unwrap_or("unknown");
-    format!("sandbox version {}\ncommit: {commit}\nspec: {OCI_VERSION}\n", env!("CARGO_PKG_VERSION"))
+    format!("sandbox version {}\ncommit: {}\nspec: {OCI_VERSION}\n", features::VERSION, features::COMMIT)
 }
 
 /// Prints to standard output; a reader that left is an error, not a panic.

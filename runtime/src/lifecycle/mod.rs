@@ -10,7 +10,7 @@ mod verbs;
 pub use delete::{delete, delete_by_force};
 pub use plan::{Console, MachineWanted, Place, Wanted, plan};
 pub use verbs::{
-    create, host_processes, pause, processes, resume, signal, socket_of_living, start, stats, update,
+    create, host_processes, pause, processes, resize, resume, signal, socket_of_living, start, stats, update,
 };
 
 use crate::artefact::ArtefactError;

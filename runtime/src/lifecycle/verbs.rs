@@ -51,6 +51,12 @@ pub fn signal(id: &SandboxId, root: &Path, signal: i32, all: bool) -> Result<(),
     Ok(())
 }
 
+/// Sets the size of the process's terminal.
+pub fn resize(id: &SandboxId, root: &Path, width: u16, height: u16) -> Result<(), Error> {
+    monitor::ask(&socket_of_living(id, root)?, &Request::Resize { width, height })?;
+    Ok(())
+}
+
 /// Holds every process.
 pub fn pause(id: &SandboxId, root: &Path) -> Result<(), Error> {
     change(id, root, Status::Running, &Request::Pause)

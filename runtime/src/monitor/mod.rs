@@ -14,7 +14,7 @@ mod signals;
 mod socket;
 
 pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
-pub use socket::{Added, AskError, ask, listener};
+pub use socket::{Added, AskError, Asker, ask, listener};
 
 use std::ffi::OsStr;
 use std::io;

@@ -177,6 +177,12 @@ impl Added {
         let _ = write_line(&self.connection, request);
     }
 
+    /// A way to ask for something, for whoever does not wait for the end. The process lives as long as there is one,
+    /// or this.
+    pub fn asker(&self) -> io::Result<Asker> {
+        self.connection.try_clone().map(Asker)
+    }
+
     /// Whether something about it has come and is not taken yet.
     pub fn has_news(&self) -> bool {
         !self.reader.buffer().is_empty()
@@ -188,6 +194,17 @@ impl Added {
             Answer::Exited { status } => Ok(status),
             _ => Err(AskError::Refused("the sandbox gave an answer that makes no sense".into())),
         }
+    }
+}
+
+/// Asks for what concerns an added process.
+#[derive(Debug)]
+pub struct Asker(UnixStream);
+
+impl Asker {
+    /// Asks. A process that has ended is past caring.
+    pub fn ask(&self, request: &Request) {
+        let _ = write_line(&self.0, request);
     }
 }
 

@@ -87,6 +87,7 @@ pub(super) fn record_of(plan: &Plan) -> Record {
         machine_pid: None,
         poststop: plan.hooks.poststop.clone(),
         kept: false,
+        out_of_memory: false,
     }
 }
 

@@ -179,6 +179,10 @@ impl Ready {
             if now.is_none() || now != moved.1 {
                 moved = (Instant::now(), now);
             }
+            // Whoever kills it does not want to wait for a reader that never comes.
+            if self.cut.is_some_and(|cut| Instant::now() > cut) {
+                break;
+            }
             if moved.0.elapsed() > DRAIN_TIME {
                 return Err(Error::NoDrain(DRAIN_TIME));
             }
@@ -198,6 +202,7 @@ impl Ready {
 
     /// Lets the guest write back what it owes the host; a guest that owes nothing is just dropped.
     pub fn power_off(mut self, inbox: &Inbox) -> Result<(), Error> {
+        self.booted.prepared.record.out_of_memory = self.exit.is_some_and(|exit| exit.out_of_memory);
         self.booted.prepared.become_(Transition::Ended)?;
         if !self.booted.prepared.plan.writes_to_host() {
             return Ok(());

@@ -63,9 +63,17 @@ pub fn process_of(bundle: &Path) -> Result<Process, SpecError> {
 
 /// A process from a file of its own, as engines write it.
 pub fn process_from(path: &Path) -> Result<Process, SpecError> {
-    let text = read(path)?;
+    process_from_json_at(path, &read(path)?)
+}
+
+/// A process that an engine hands over without a file.
+pub fn process_from_json(text: &[u8]) -> Result<Process, SpecError> {
+    process_from_json_at(Path::new("process"), text)
+}
+
+fn process_from_json_at(path: &Path, text: &[u8]) -> Result<Process, SpecError> {
     let process: Value =
-        serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?;
+        serde_json::from_slice(text).map_err(|error| SpecError::Json { path: path.into(), error })?;
     let spec = understand(json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "process": process}))?;
     let process = spec.process().clone().unwrap_or_default();
     validate::check_process(&process)?;

@@ -18,7 +18,7 @@ mod walk;
 use std::io;
 use std::path::PathBuf;
 
-pub use load::{Bundle, MAX_CONFIG_BYTES, process_from, process_of, resources_of};
+pub use load::{Bundle, MAX_CONFIG_BYTES, process_from, process_from_json, process_of, resources_of};
 pub use overrides::Overrides;
 pub use share::GuestSpec;
 pub use size::{MachineSize, overhead_mib};

@@ -51,6 +51,9 @@ pub struct Record {
     /// Whether it stays after the sandbox's end, until it is deleted.
     #[serde(default)]
     pub kept: bool,
+    /// Whether the memory limit killed something in it, once it has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
 }
 
 impl Record {
@@ -83,6 +86,7 @@ impl Record {
             machine_pid: None,
             poststop: Vec::new(),
             kept: false,
+            out_of_memory: false,
         }
     }
 }

@@ -1,12 +1,19 @@
-//! `sandbox features`.
+//! What this runtime can do, for engines that ask before they use it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Error, print};
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Prints what this runtime can do, in the form of the OCI specification's `features.md`.
-pub fn features() -> Result<u8, Error> {
-    let features = json!({
+/// The commit that it was built from, where the build was told.
+pub const COMMIT: &str = match option_env!("SANDBOX_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// What this runtime can do, in the form of the OCI specification's `features.md`.
+pub fn features() -> Value {
+    json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": crate::state::OCI_VERSION,
         "hooks": ["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
@@ -34,9 +41,7 @@ pub fn features() -> Result<u8, Error> {
         },
         "annotations": {},
         "potentiallyUnsafeConfigAnnotations": [],
-    });
-    print(&format!("{features:#}\n"))?;
-    Ok(0)
+    })
 }
 
 /// The options of mounts that have a meaning of their own; others are the file system's.
