@@ -1,0 +1,151 @@
+//! What happened, told to containerd.
+//!
+//! containerd takes events in the order in which they come and believes it, so that one thread sends them, one after
+//! the other. A containerd that is being restarted is waited for, for a while; it asks for the state of tasks when it is
+//! back, so that an event that never arrived loses nobody anything but time.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use containerd_shim_protos::EventsClient;
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
+    TaskStart,
+};
+use containerd_shim_protos::protobuf::MessageFull;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim::events::ForwardRequest;
+use containerd_shim_protos::ttrpc::{Client, context};
+
+use crate::log;
+
+/// How many events may wait. More than that is a containerd that is gone for good.
+const QUEUE_LENGTH: usize = 1024;
+
+/// How often an event is tried, and how long after the one time the next comes.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long containerd may take to take an event.
+const SEND_TIME: Duration = Duration::from_secs(5);
+
+/// An event, and the topic that containerd knows it under.
+pub trait Event: MessageFull {
+    /// The topic.
+    const TOPIC: &str;
+}
+
+macro_rules! topics {
+    ($($event:ty => $topic:literal,)*) => {
+        $(impl Event for $event {
+            const TOPIC: &str = $topic;
+        })*
+    };
+}
+
+topics! {
+    TaskCreate => "/tasks/create",
+    TaskStart => "/tasks/start",
+    TaskExit => "/tasks/exit",
+    TaskDelete => "/tasks/delete",
+    TaskExecAdded => "/tasks/exec-added",
+    TaskExecStarted => "/tasks/exec-started",
+    TaskPaused => "/tasks/paused",
+    TaskResumed => "/tasks/resumed",
+    TaskOOM => "/tasks/oom",
+}
+
+/// Sends events.
+#[derive(Debug)]
+pub struct Events {
+    namespace: String,
+    queue: Mutex<Option<SyncSender<Envelope>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Events {
+    /// Sends to the containerd that listens at this address.
+    pub fn to(address: String, namespace: &str) -> std::io::Result<Self> {
+        let (sender, receiver) = sync_channel(QUEUE_LENGTH);
+        let thread =
+            std::thread::Builder::new().name("events".into()).spawn(move || forward(&address, &receiver))?;
+        let (queue, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
+        Ok(Self { namespace: namespace.into(), queue, thread })
+    }
+
+    /// Puts an event behind those that are on their way.
+    pub fn publish<E: Event>(&self, event: &E) {
+        let envelope = Envelope {
+            timestamp: Some(timestamp(SystemTime::now())).into(),
+            namespace: self.namespace.clone(),
+            topic: E::TOPIC.into(),
+            event: Some(any(event)).into(),
+            ..Envelope::default()
+        };
+        let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if queue.as_ref().is_none_or(|queue| queue.try_send(envelope).is_err()) {
+            log::error(&format!("the event {} was dropped: containerd does not take any", E::TOPIC));
+        }
+    }
+
+    /// Waits until those that are on their way have arrived, or were given up. There are no others after that.
+    pub fn finish(&self) {
+        drop(self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let _ = thread.map(JoinHandle::join);
+    }
+}
+
+fn forward(address: &str, queue: &Receiver<Envelope>) {
+    let mut client = None;
+    for envelope in queue {
+        let topic = envelope.topic.clone();
+        let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
+        for attempt in 1..=ATTEMPTS {
+            match send(&mut client, address, &request) {
+                Ok(()) => break,
+                Err(error) if attempt == ATTEMPTS => {
+                    log::error(&format!("the event {topic} could not be sent to containerd: {error}"));
+                }
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+}
+
+fn send(
+    client: &mut Option<EventsClient>,
+    address: &str,
+    request: &ForwardRequest,
+) -> containerd_shim_protos::ttrpc::Result<()> {
+    let connected = match client.take() {
+        Some(client) => client,
+        None => EventsClient::new(Client::connect(&format!("unix://{address}"))?),
+    };
+    connected.forward(context::with_duration(SEND_TIME), request)?;
+    // One that failed is not used again.
+    *client = Some(connected);
+    Ok(())
+}
+
+/// A message with its name, as containerd writes it.
+pub fn any<M: MessageFull>(message: &M) -> Any {
+    let mut value = Vec::new();
+    // Writing to memory fails only for messages that lack a required field, which version 3 of the language has not.
+    let _ = message.write_to_vec(&mut value);
+    Any { type_url: M::descriptor().full_name().into(), value, ..Any::default() }
+}
+
+/// A time in the form of the protocol.
+pub fn timestamp(time: SystemTime) -> Timestamp {
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: since_epoch.as_secs().try_into().unwrap_or(i64::MAX),
+        nanos: since_epoch.subsec_nanos().try_into().unwrap_or(0),
+        ..Timestamp::default()
+    }
+}

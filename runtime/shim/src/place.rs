@@ -1,0 +1,101 @@
+//! Where things are on the host: the state of a namespace's containers, the sockets of its shims, and what the
+//! environment says about the machine.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use sandbox_runtime::lifecycle::Place;
+use sandbox_runtime::state::default_root;
+use sandbox_vmm_api::MachineChoice;
+
+/// The state root, above the directories of namespaces.
+const ROOT: &str = "SANDBOX_ROOT";
+
+/// The machine, as `sandbox --machine` takes it.
+const MACHINE: &str = "SANDBOX_MACHINE";
+
+/// Why the environment is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The namespace cannot be part of a path.
+    #[error("the namespace {0:?} cannot be the name of a directory")]
+    Namespace(String),
+    /// The directory cannot be had.
+    #[error("cannot {step} the state directory {}: {error}", path.display())]
+    Directory {
+        /// What was being done.
+        step: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The machine does not exist.
+    #[error("{MACHINE}: {0:?} is no machine: write kvm, qemu or auto, or leave it out")]
+    Machine(String),
+}
+
+/// Where the containers of a namespace have their state. Two namespaces may have containers of the same name, so each
+/// has a root of its own, with a name that no sandbox of the command line can have.
+pub fn of(namespace: &str, debug: bool) -> Result<Place, PlaceError> {
+    if namespace.is_empty() || namespace.contains(['/', '\0']) {
+        return Err(PlaceError::Namespace(namespace.into()));
+    }
+    let above = std::env::var_os(ROOT).map_or_else(default_root, PathBuf::from);
+    Ok(Place { root: above.join(format!("@{namespace}")), systemd_cgroup: false, debug })
+}
+
+/// The machine that the environment asks for.
+pub fn machine() -> Result<MachineChoice, PlaceError> {
+    match std::env::var(MACHINE).unwrap_or_default().as_str() {
+        "" | "auto" => Ok(MachineChoice::Auto),
+        "kvm" => Ok(MachineChoice::Kvm),
+        "qemu" => Ok(MachineChoice::Qemu),
+        other => Err(PlaceError::Machine(other.into())),
+    }
+}
+
+/// The socket of the shim of a pod, or of a container without one.
+pub fn socket(root: &Path, group: &str) -> PathBuf {
+    root.join(format!("{group}.shim"))
+}
+
+/// Makes the root, and has it for oneself until the lock is dropped: who finds a shim or starts one must not meet
+/// somebody else who does.
+pub fn lock(root: &Path) -> Result<File, PlaceError> {
+    let error = |step| move |error| PlaceError::Directory { step, path: root.into(), error };
+    loop {
+        DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(error("make"))?;
+        let directory = match File::open(root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            directory => directory.map_err(error("open"))?,
+        };
+        rustix::fs::flock(&directory, FlockOperation::LockExclusive).map_err(|e| error("lock")(e.into()))?;
+        // The last shim removes the directory, and somebody may have waited for the lock of one that is gone.
+        let held = directory.metadata().map_err(error("look at"))?;
+        match std::fs::metadata(root) {
+            Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => return Ok(directory),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_runtime::state::SandboxId;
+
+    #[test]
+    fn a_namespace_has_a_root_that_is_no_sandbox() {
+        let place = of("k8s.io", false).unwrap();
+        let name = place.root.file_name().unwrap().to_str().unwrap();
+        assert_eq!(name, "@k8s.io");
+        assert!(name.parse::<SandboxId>().is_err());
+        for bad in ["", "a/b", "\0"] {
+            assert!(of(bad, false).is_err(), "{bad:?}");
+        }
+    }
+}
