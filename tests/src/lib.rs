@@ -15,6 +15,7 @@
 
 pub mod bundle;
 pub mod container;
+pub mod containerd;
 pub mod docker;
 pub mod initramfs;
 pub mod leaks;
@@ -30,6 +31,7 @@ pub mod trace;
 pub mod vmm;
 
 pub use container::Container;
+pub use containerd::Containerd;
 pub use docker::Docker;
 pub use outcome::Outcome;
 pub use place::skip;

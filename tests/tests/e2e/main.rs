@@ -3,6 +3,8 @@
 mod abrupt;
 mod bad_input;
 mod consoles;
+mod containerd;
+mod containerd_deaths;
 mod deaths;
 mod docker;
 mod exec;

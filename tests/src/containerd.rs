@@ -1,0 +1,310 @@
+//! The real containerd with the shipped `containerd-shim-sandbox-v2` as a runtime, and `ctr` to drive it.
+//!
+//! Each [`Containerd`] is a daemon of its own, with its directories, sockets and state to itself. It is taken down when
+//! it is dropped, and then nothing of it may be left on the host.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::Outcome;
+use crate::bundle::Bundle;
+use crate::leaks::{self, Trace};
+use crate::place::{SEARCH_PATH, artefact, binary, machine, patience, skip};
+use crate::process::{POLL, Process};
+use crate::sandbox::MARK;
+use crate::terminal::Terminal;
+
+/// The image that every [`Containerd`] has: busybox and the probe.
+pub const IMAGE: &str = "localhost/busybox:latest";
+
+/// The name of the shipped shim's program.
+pub const SHIM: &str = "containerd-shim-sandbox-v2";
+
+/// A containerd of the test's own.
+pub struct Containerd {
+    id: String,
+    directory: TempDir,
+    daemon: Option<Process>,
+}
+
+impl Containerd {
+    /// One for a test, with [`IMAGE`]. `None`, and a notice, where containerd is not installed.
+    pub fn new(name: &str) -> Option<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        if !is_installed() {
+            skip(name, "containerd is not installed: apt-get install --no-install-recommends containerd");
+            return None;
+        }
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{name}-{}-{count}", std::process::id());
+        let directory = tempfile::Builder::new().prefix("sbt-").tempdir().expect("a temporary directory");
+        for name in ["state", "tmp"] {
+            fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
+        }
+        let mut containerd = Self { id, directory, daemon: None };
+        fs::write(containerd.path("config.toml"), containerd.configuration()).expect("a file");
+        containerd.start();
+        containerd.import();
+        Some(containerd)
+    }
+
+    fn configuration(&self) -> String {
+        let path = |name: &str| self.path(name).display().to_string();
+        format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
+            path("root"),
+            path("run"),
+            path("sock"),
+            path("sock.ttrpc"),
+        )
+    }
+
+    /// Starts the daemon, and waits until it answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let programs = binary(SHIM).parent().expect("a program has a directory").to_owned();
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.path("config.toml"));
+        command.env("PATH", format!("{}:{SEARCH_PATH}", programs.display()));
+        command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
+        command.env("SANDBOX_ROOT", self.path("state")).env("SANDBOX_MACHINE", machine());
+        command.env("SANDBOX_KERNEL", artefact("SANDBOX_KERNEL", "vmlinux"));
+        command.env("SANDBOX_IMAGE", artefact("SANDBOX_IMAGE", "guest.img"));
+        self.daemon = Some(Process::spawn(&mut command));
+        let deadline = Instant::now() + patience();
+        while !self
+            .command(["version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+        {
+            assert!(Instant::now() < deadline, "containerd does not answer: {}", self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Kills the daemon, which has no time to say so to anybody.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.signal(Signal::SIGKILL);
+            daemon.wait_alone();
+        }
+    }
+
+    /// What the daemon has said.
+    pub fn log(&self) -> String {
+        self.daemon.as_ref().map(|daemon| daemon.so_far().1).unwrap_or_default()
+    }
+
+    fn import(&self) {
+        let root = Bundle::make(&self.path("bundle")).root("");
+        let image = self.path("image");
+        fs::create_dir(&image).expect("a directory");
+        let tar = |from: &Path, to: &Path, names: &[&str]| {
+            let mut command = Command::new("tar");
+            command.arg("-C").arg(from).arg("-cf").arg(to).args(names);
+            Process::spawn(&mut command).wait().expect_code(0);
+        };
+        tar(&root, &image.join("layer.tar"), &["."]);
+        let mut sum = Command::new("sha256sum");
+        let sum = Process::spawn(sum.arg(image.join("layer.tar"))).wait().expect_code(0).out();
+        let digest = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
+        let config = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest]},
+        });
+        let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
+        fs::write(image.join("config.json"), config.to_string()).expect("a file");
+        fs::write(image.join("manifest.json"), manifest.to_string()).expect("a file");
+        tar(&image, &self.path("image.tar"), &["manifest.json", "config.json", "layer.tar"]);
+        let archive = self.path("image.tar").into_os_string();
+        self.ctr(["image".into(), "import".into(), archive]).expect_code(0);
+    }
+
+    /// A file or directory of the test.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The namespace in which the test's containers are.
+    pub fn namespace(&self) -> &str {
+        &self.id
+    }
+
+    /// The command line of `ctr` with these words.
+    pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.path("sock")).args(["--namespace", &self.id]);
+        command.args(words.into_iter().map(Into::into));
+        command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
+        command
+    }
+
+    /// `ctr` with these words. Waits for it.
+    #[track_caller]
+    pub fn ctr<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Outcome {
+        Process::spawn(&mut self.command(words)).wait()
+    }
+
+    /// `ctr` with the words of a line that are parted by blanks. Waits for it.
+    #[track_caller]
+    pub fn line(&self, line: &str) -> Outcome {
+        self.ctr(line.split_whitespace())
+    }
+
+    /// The command line of `ctr run` with options, parted by blanks, and a shell script.
+    pub fn run_command(&self, name: &str, options: &str, script: &str) -> Command {
+        let fixed = ["run", "--runtime", "io.containerd.sandbox.v2"];
+        let words =
+            fixed.into_iter().chain(options.split_whitespace()).chain([IMAGE, name, "sh", "-c", script]);
+        self.command(words)
+    }
+
+    /// `ctr run` of a shell script. Waits for it.
+    #[track_caller]
+    pub fn run(&self, name: &str, options: &str, script: &str) -> Outcome {
+        Process::spawn(&mut self.run_command(name, options, script)).wait()
+    }
+
+    /// Starts a container in the background.
+    #[track_caller]
+    pub fn detach(&self, name: &str, script: &str) {
+        self.run(name, "--detach --null-io", script).expect_code(0);
+    }
+
+    /// `ctr run` on a terminal.
+    pub fn terminal(&self, name: &str, options: &str, script: &str) -> Terminal {
+        Terminal::spawn(&mut self.run_command(name, options, script), (80, 24))
+    }
+
+    /// `ctr task exec` of a shell script. Waits for it.
+    #[track_caller]
+    pub fn exec(&self, name: &str, exec: &str, script: &str) -> Outcome {
+        self.ctr(["task", "exec", "--exec-id", exec, name, "sh", "-c", script])
+    }
+
+    /// How a task is, in the words of `ctr task ls`. `None`: there is no such task.
+    #[track_caller]
+    pub fn status(&self, name: &str) -> Option<String> {
+        let list = self.line("task ls").expect_code(0).out();
+        let line = list.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+        line.split_whitespace().nth(2).map(str::to_owned)
+    }
+
+    /// Waits until a task is so.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than anything may take.
+    #[track_caller]
+    pub fn wait_for_status(&self, name: &str, status: Option<&str>) {
+        let deadline = Instant::now() + patience();
+        while self.status(name).as_deref() != status {
+            assert!(Instant::now() < deadline, "{name} did not become {status:?}: {}", self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Removes a stopped task and its container. The process has to have ended with this code.
+    #[track_caller]
+    pub fn remove(&self, name: &str, code: i32) {
+        let outcome = self.line(&format!("task rm {name}")).expect_code(0);
+        let said = outcome.err().contains(&format!("exit code {code}\""));
+        assert_eq!(said, code != 0, "{outcome}");
+        self.line(&format!("container rm {name}")).expect_code(0);
+    }
+
+    /// Kills a container's process, waits for its end and removes the container.
+    #[track_caller]
+    pub fn end(&self, name: &str) {
+        self.line(&format!("task kill --signal KILL {name}")).expect_code(0);
+        self.wait_for_status(name, Some("STOPPED"));
+        self.remove(name, 128 + Signal::SIGKILL as i32);
+    }
+
+    /// The processes of the test that run a program with this word in their command line.
+    pub fn processes(&self, word: &str) -> Vec<Pid> {
+        let all = leaks::processes(&self.trace());
+        all.into_iter().filter(|(_, command)| command.contains(word)).map(|(pid, _)| pid).collect()
+    }
+
+    /// Waits until nothing of any container is left but what the daemon itself knows: no process, no mount, no state.
+    ///
+    /// # Panics
+    ///
+    /// When something still is after a while.
+    #[track_caller]
+    pub fn expect_no_sandbox(&self) {
+        let deadline = Instant::now() + patience();
+        loop {
+            let mut left = Vec::new();
+            for word in [SHIM, "/proc/self/exe", "sandbox-vmm", "qemu-system"] {
+                left.extend(self.processes(word).iter().map(|pid| format!("{word} {pid}")));
+            }
+            let state = fs::read_dir(self.path("state")).into_iter().flatten().flatten();
+            left.extend(state.map(|entry| entry.path().display().to_string()));
+            let run = self.path("run").display().to_string();
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            left.extend(mounts.lines().filter(|line| line.contains(&run)).map(str::to_owned));
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "something is left: {}", left.join("\n"));
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn trace(&self) -> Trace {
+        Trace { id: self.id.clone(), directory: self.directory.path().to_owned() }
+    }
+
+    /// Removes the containers, ends the daemon, and removes the namespace's cgroup, which containerd leaves.
+    fn take_down(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else { return };
+        for kind in ["task", "container"] {
+            let names = self.line(&format!("{kind} ls --quiet")).out();
+            let names: Vec<&str> = names.split_whitespace().collect();
+            for name in names {
+                let force = if kind == "task" { " --force" } else { "" };
+                self.line(&format!("{kind} rm{force} {name}"));
+            }
+        }
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait_alone();
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            let _ = fs::remove_dir(hierarchy.join(&self.id));
+        }
+    }
+}
+
+fn is_installed() -> bool {
+    Command::new("containerd").arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.take_down();
+        if std::thread::panicking() {
+            leaks::kill_all(&self.trace());
+        } else {
+            leaks::expect_none(&self.trace());
+        }
+    }
+}

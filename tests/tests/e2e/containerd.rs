@@ -1,0 +1,213 @@
+//! The real containerd runs containers with the shim, driven by `ctr`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use sandbox_tests::Containerd;
+use sandbox_tests::containerd::{IMAGE, SHIM};
+use sandbox_tests::pattern;
+use sandbox_tests::process::Process;
+
+/// A script that runs until it is told to end, and says that it is there.
+const SERVICE: &str = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
+
+#[test]
+fn a_run_has_the_exit_code_and_the_streams_of_its_process() {
+    let Some(containerd) = Containerd::new("ctr-run") else { return };
+    let outcome = containerd.run("box", "--rm", "uname -r; echo error >&2; exit 7").expect_code(7);
+    assert!(outcome.out().contains("-sandbox\n") && outcome.err().contains("error\n"), "{outcome}");
+    // The name is free again.
+    containerd.run("box", "--rm --env A=b --cwd /tmp", "echo $A $PWD; echo >/file").expect_stdout("b /tmp\n");
+    containerd.run("box", "--rm --read-only", "echo >/file").expect_error(1, &["Read-only"]);
+    containerd.run("box", "--rm --memory-limit 67108864 --cpus 1.5", "nproc").expect_stdout("2\n");
+    // A network namespace without a path is the virtual machine's own.
+    containerd.run("box", "--rm", "ls /sys/class/net").expect_stdout("lo\n");
+}
+
+#[test]
+fn what_cannot_be_run_is_said_and_leaves_the_name_free() {
+    let Some(containerd) = Containerd::new("ctr-refused") else { return };
+    let run = |options: &str, words: [&str; 1]| {
+        let line = format!("run --rm --runtime io.containerd.sandbox.v2 {options} {IMAGE} box");
+        containerd.ctr(line.split_whitespace().chain(words))
+    };
+    run("", ["/no/such/program"]).expect_error(1, &["/no/such/program"]);
+    run("--runtime-config-path /etc/other.toml", ["true"]).expect_error(1, &["ConfigPath", "leave it out"]);
+    run("--with-ns ipc:/proc/1/ns/ipc", ["true"]).expect_error(1, &["linux.namespaces"]);
+    run("", ["true"]).expect_code(0);
+}
+
+#[test]
+fn a_task_is_asked_and_changed_while_it_runs() {
+    let Some(containerd) = Containerd::new("ctr-task") else { return };
+    containerd.detach("box", SERVICE);
+    assert_eq!(containerd.status("box").as_deref(), Some("RUNNING"));
+
+    let outcome = containerd.exec("box", "one", "echo out; echo error >&2; exit 4").expect_code(4);
+    assert_eq!((outcome.out().as_str(), outcome.err().contains("error\n")), ("out\n", true));
+    containerd
+        .ctr(["task", "exec", "--exec-id", "two", "box", "/no/such/program"])
+        .expect_error(1, &["/no/such"]);
+
+    let metrics = containerd.line("task metrics box").expect_code(0).out();
+    for name in ["memory.usage", "cpu.usage_usec", "pids.current"] {
+        let line = metrics.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let value: u64 = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0);
+        assert!(value > 0, "{name}: {metrics}");
+    }
+    let listed = containerd.line("task ps box").expect_code(0).out();
+    let pid = listed.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("a process");
+    assert!(fs::exists(format!("/proc/{pid}")).expect("an answer"), "{listed}");
+
+    containerd.line("task pause box").expect_code(0);
+    assert_eq!(containerd.status("box").as_deref(), Some("PAUSED"));
+    containerd.line("task resume box").expect_code(0);
+    containerd.line("task checkpoint box").expect_error(1, &["cannot be checkpointed", "not implemented"]);
+    containerd.line("task rm box").expect_error(1, &["box"]);
+
+    containerd.line("task kill --signal TERM box").expect_code(0);
+    containerd.wait_for_status("box", Some("STOPPED"));
+    containerd.line("task kill --signal TERM box").expect_error(1, &["already finished"]);
+    containerd.remove("box", 3);
+    assert_eq!(containerd.status("box"), None);
+}
+
+#[test]
+fn a_process_that_is_killed_takes_a_signal_by_itself() {
+    let Some(containerd) = Containerd::new("ctr-exec") else { return };
+    containerd.detach("box", SERVICE);
+    let words =
+        ["task", "exec", "--exec-id", "one", "box", "sh", "-c", "echo up; while :; do sleep 0.1; done"];
+    let mut exec = Process::spawn(&mut containerd.command(words));
+    exec.wait_for_stdout("up");
+    containerd.line("task kill --exec-id one --signal USR1 box").expect_code(0);
+    exec.wait().expect_code(128 + 10);
+    assert_eq!(containerd.status("box").as_deref(), Some("RUNNING"));
+    containerd.end("box");
+}
+
+#[test]
+fn a_terminal_goes_through_run_and_exec_and_has_its_size() {
+    let Some(containerd) = Containerd::new("ctr-tty") else { return };
+    let mut terminal = containerd.terminal("box", "--rm --tty", "sh");
+    terminal.wait_for("# ");
+    terminal.type_keys_until("stty size\r", "24 80");
+    terminal.resize(100, 30);
+    terminal.type_keys_until("stty size\r", "30 100");
+
+    let words = ["task", "exec", "--tty", "--exec-id", "one", "box", "sh"];
+    let mut inner = sandbox_tests::terminal::Terminal::spawn(&mut containerd.command(words), (90, 20));
+    inner.wait_for("# ");
+    inner.type_keys_until("stty size\r", "20 90");
+    inner.type_keys("exit 4\r");
+    assert_eq!(inner.wait(), 4);
+
+    terminal.type_keys("exit 5\r");
+    assert_eq!(terminal.wait(), 5);
+}
+
+#[test]
+fn megabytes_go_in_and_out_unchanged() {
+    let Some(containerd) = Containerd::new("ctr-bulk") else { return };
+    let bytes = pattern::sequence(9 << 20);
+    let mut run = Process::spawn(&mut containerd.run_command("box", "--rm", "cat"));
+    run.feed(bytes.clone());
+    let outcome = run.wait_with_stdin_open().expect_code(0);
+    assert!(outcome.stdout == bytes, "{} bytes came back", outcome.stdout.len());
+}
+
+#[test]
+fn twenty_at_once_do_not_mix() {
+    let Some(containerd) = Containerd::new("ctr-many") else { return };
+    let start = |n: usize| {
+        let script = format!("echo {n} {n}; exit {n}");
+        Process::spawn(&mut containerd.run_command(&format!("box{n}"), "--rm", &script))
+    };
+    let runs: Vec<_> = (1..=20).map(start).collect();
+    for (run, n) in runs.into_iter().zip(1..) {
+        let outcome = run.wait().expect_code(n);
+        assert_eq!(outcome.out(), format!("{n} {n}\n"));
+    }
+}
+
+#[test]
+fn output_goes_to_a_file_or_a_program() {
+    let Some(containerd) = Containerd::new("ctr-log") else { return };
+    let (file, program) = (containerd.path("log/out"), containerd.path("logger"));
+    let script = "echo out; echo error >&2";
+    containerd.run("box", &format!("--detach --log-uri file://{}", file.display()), script).expect_code(0);
+    containerd.wait_for_status("box", Some("STOPPED"));
+    assert_eq!(fs::read_to_string(&file).expect("a log"), "out\nerror\n");
+    containerd.remove("box", 0);
+
+    let written = containerd.path("written");
+    let text = format!(
+        "#!/bin/sh\nexec 5>&-\n{{ echo $CONTAINER_NAMESPACE/$CONTAINER_ID $*; cat <&3; cat <&4; }} >{}\n",
+        written.display()
+    );
+    fs::write(&program, text).expect("a file");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a mode");
+    let uri = format!("--detach --log-uri binary://{}?key=value", program.display());
+    containerd.run("box", &uri, script).expect_code(0);
+    containerd.wait_for_status("box", Some("STOPPED"));
+    // The program has ended when the task is gone.
+    containerd.remove("box", 0);
+    let expected = format!("{}/box key value\nout\nerror\n", containerd.namespace());
+    assert_eq!(fs::read_to_string(written).expect("a log"), expected);
+}
+
+#[test]
+fn what_happens_is_told_in_order() {
+    let Some(containerd) = Containerd::new("ctr-events") else { return };
+    let mut events = Process::spawn(&mut containerd.command(["events"]));
+    // The stream of events is there when its first one is: a namespace's label is one.
+    containerd.run("probe", "--rm", "true").expect_code(0);
+    events.wait_for_stdout("/tasks/delete");
+    containerd.detach("box", SERVICE);
+    containerd.exec("box", "one", "exit 4").expect_code(4);
+    containerd.line("task pause box").expect_code(0);
+    containerd.line("task resume box").expect_code(0);
+    containerd.end("box");
+    events.wait_for_stdout("/containers/delete");
+    let hog = "x=x; while :; do x=$x$x$x$x; done";
+    containerd.run("hog", "--rm --memory-limit 33554432", hog).expect_code(137);
+    events.wait_for_stdout("/tasks/oom");
+    let seen = events.so_far().0;
+    let of = |id: &str| -> Vec<String> {
+        let mentions = format!("\"container_id\":\"{id}\"");
+        let topics = seen.lines().filter(|line| line.contains(&mentions));
+        topics
+            .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
+            .map(str::to_owned)
+            .collect()
+    };
+    let expected =
+        ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "delete"];
+    assert_eq!(of("box"), expected.map(|topic| format!("/tasks/{topic}")), "{seen}");
+    assert!(
+        of("hog").starts_with(&["create", "start", "oom", "exit"].map(|topic| format!("/tasks/{topic}"))),
+        "{seen}"
+    );
+    events.kill();
+}
+
+#[test]
+fn the_shim_says_what_it_is_and_is_small() {
+    let Some(containerd) = Containerd::new("ctr-small") else { return };
+    let shim = sandbox_tests::place::binary(SHIM);
+    let info = Process::spawn(std::process::Command::new(&shim).arg("-info")).wait().expect_code(0);
+    for word in ["io.containerd.sandbox.v2", "ociVersionMax", "startContainer"] {
+        assert!(info.out().contains(word), "{word}: {info}");
+    }
+    Process::spawn(std::process::Command::new(&shim).arg("start")).wait().expect_error(1, &["-namespace"]);
+
+    containerd.detach("box", SERVICE);
+    containerd.exec("box", "one", "head -c 1000000 /dev/zero").expect_code(0);
+    let shims = containerd.processes(&format!("{SHIM} -namespace"));
+    assert_eq!(shims.len(), 1);
+    let status = fs::read_to_string(format!("/proc/{}/status", shims[0])).expect("it runs");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let kib: u64 = resident.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number");
+    assert!(kib <= 10 << 10, "the shim has {kib} KiB resident");
+    containerd.end("box");
+}
