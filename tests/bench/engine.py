@@ -1,0 +1,125 @@
+"""How long one more process takes in a container that runs: `podman exec` over sandbox and over a runtime without
+virtual machines, by turns; and of `sandbox exec`, what is not the guest's own fork and exec.
+
+    engine.py BUNDLE MACHINE ROUNDS
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import figures
+
+SANDBOX = os.path.join(os.environ["SANDBOX_BIN_DIR"], "sandbox")
+# A process of the guest's shell; the shell itself measures many of them.
+FORKS = 200
+FORK_SCRIPT = f"""read start rest </proc/uptime; i=0
+while [ $i -lt {FORKS} ]; do /bin/busybox true; i=$((i + 1)); done
+read end rest </proc/uptime; echo $start $end"""
+
+bundle, machine, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+
+def milliseconds(command):
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return (time.monotonic() - began) * 1000
+
+
+class Podman:
+    """Podman with a storage of its own, and one container for each runtime."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.options = ["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
+        for option in ("root", "runroot", "tmpdir"):
+            self.options += [f"--{option}", os.path.join(directory, option)]
+        self.wrapper = os.path.join(directory, "sandbox")
+        variables = {name: os.environ[name] for name in ("SANDBOX_KERNEL", "SANDBOX_IMAGE") if name in os.environ}
+        variables["SANDBOX_MACHINE"] = machine
+        exports = " ".join(f"{name}='{value}'" for name, value in variables.items())
+        with open(self.wrapper, "w") as file:
+            # conmon does not hand its environment down.
+            file.write(f'#!/bin/sh\nexport {exports}\nexec {SANDBOX} --root {directory}/state "$@"\n')
+        os.chmod(self.wrapper, 0o755)
+
+    def command(self, runtime, *words):
+        return ["podman", *self.options, "--runtime", runtime, *words]
+
+    def do(self, runtime, *words):
+        return subprocess.run(self.command(runtime, *words), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True)
+
+    def import_image(self):
+        tar = os.path.join(self.directory, "image.tar")
+        subprocess.run(["tar", "-C", os.path.join(bundle, "rootfs"), "-cf", tar, "."], check=True)
+        self.do(self.wrapper, "import", tar, "localhost/busybox").check_returncode()
+
+    def start(self, name, runtime):
+        """Whether there is a container now; why not is said."""
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+        done = self.do(runtime, "run", "--detach", "--name", name, "--network", "none", *limits, "localhost/busybox",
+                       "sleep", "1000")
+        if done.returncode != 0:
+            figures.note(f"{name} does not run here: {done.stderr.strip()}")
+        return done.returncode == 0
+
+    def take_down(self):
+        self.do(self.wrapper, "rm", "--all", "--force", "--time", "0")
+        subprocess.run(["umount", "--quiet", os.path.join(self.directory, "root", "overlay")], check=False)
+
+
+def compare(podman):
+    """`podman exec` over both, by turns."""
+    podman.import_image()
+    # crun refuses hosts with both versions of cgroups.
+    theirs = next((name for name in ("crun", "runc") if shutil.which(name) and podman.start(name, name)), None)
+    if theirs is None or not podman.start("sandbox", podman.wrapper):
+        figures.note("SKIPPED: podman exec compared: there is nothing to compare")
+        return
+    samples = {"sandbox": [], theirs: []}
+    for turn in range(rounds + 1):
+        for name, runtime in (("sandbox", podman.wrapper), (theirs, theirs)):
+            sample = milliseconds(podman.command(runtime, "exec", name, "true"))
+            # The first of each reads its files into the page cache.
+            if turn > 0:
+                samples[name].append(sample)
+    figures.report_ratio(f"{machine}: podman exec of true, to that over {theirs}", samples["sandbox"], samples[theirs],
+                         None)
+
+
+def by_itself(root):
+    """`sandbox exec` without an engine."""
+    def sandbox(*words):
+        return [SANDBOX, "--root", root, *words]
+
+    subprocess.run(sandbox("run", "--machine", machine, "--detach", "--bundle", bundle, "bench", "--", "sleep", "1000"),
+                   check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        out = subprocess.run(sandbox("exec", "bench", "sh", "-c", FORK_SCRIPT), check=True, stdout=subprocess.PIPE,
+                             stdin=subprocess.DEVNULL, text=True).stdout
+        start, end = (float(seconds) for seconds in out.split())
+        fork = (end - start) * 1000 / FORKS
+        samples = [milliseconds(sandbox("exec", "bench", "true")) for _ in range(rounds + 1)][1:]
+        rest = [sample - fork for sample in samples]
+        figures.report(f"{machine}: sandbox exec of true, the guest's fork+exec off", statistics.median(rest), "ms",
+                       30 if machine == "kvm" else None,
+                       f"{figures.spread(samples, 'ms')}, fork and exec {fork:.1f} ms")
+    finally:
+        subprocess.run(sandbox("delete", "--force", "bench"), check=True)
+
+
+with tempfile.TemporaryDirectory(prefix="sbe-") as directory:
+    by_itself(os.path.join(directory, "root-alone"))
+    if shutil.which("podman"):
+        podman = Podman(directory)
+        try:
+            compare(podman)
+        finally:
+            podman.take_down()
+    else:
+        figures.note("SKIPPED: podman exec compared: Podman is not installed: apt-get install podman crun")
