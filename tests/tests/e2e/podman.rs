@@ -149,6 +149,22 @@ fn a_terminal_goes_through_run_and_exec() {
 }
 
 #[test]
+fn a_health_check_is_run_in_the_container() {
+    let Some(podman) = Podman::new("podman-health") else { return };
+    // Podman leaves the times to systemd, which may not run here; by hand it is the same check.
+    let health =
+        "run --detach --name box --network none --health-interval disable --health-retries 1 --health-cmd";
+    let words = health.split(' ').chain(["test -e /tmp/well", IMAGE, "sleep", "1000"]);
+    podman.podman(words).expect_code(0);
+    podman.line("healthcheck run box").expect_code(1);
+    podman.line("inspect box --format {{.State.Health.Status}}").expect_stdout("unhealthy\n");
+    podman.exec("box", "touch /tmp/well").expect_code(0);
+    podman.line("healthcheck run box").expect_code(0);
+    podman.line("inspect box --format {{.State.Health.Status}}").expect_stdout("healthy\n");
+    podman.line("rm --force --time 0 box").expect_code(0);
+}
+
+#[test]
 fn an_image_is_built() {
     let Some(podman) = Podman::new("podman-build") else { return };
     let context = podman.path("context");
