@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// How long a process that has nothing left to do may take to be gone.
 const LAST_TIME: Duration = Duration::from_millis(500);
 
+/// There where systemd is the host's init, see sd_booted(3).
+const SYSTEMD: &str = "/run/systemd/system";
+
 const POLL: Duration = Duration::from_millis(2);
 
 /// Why a cgroup cannot be had.
@@ -22,12 +25,12 @@ pub enum CgroupError {
          (the form slice:prefix:name belongs to --systemd-cgroup)"
     )]
     Path(PathBuf),
-    /// systemd is wanted and does not run.
+    /// systemd is wanted, which is not supported.
     #[error(
-        "--systemd-cgroup: systemd does not run on this host: let the engine manage cgroups itself \
-         (for Podman: --cgroup-manager cgroupfs)"
+        "--systemd-cgroup: {0}: let the engine manage cgroups itself (for Podman: --cgroup-manager cgroupfs; for \
+         Docker: native.cgroupdriver=cgroupfs)"
     )]
-    NoSystemd,
+    Systemd(&'static str),
     /// The kernel refused.
     #[error("cannot {step} the cgroup {}: {error}", path.display())]
     Kernel {
@@ -43,7 +46,10 @@ pub enum CgroupError {
 /// Checks a path of config.json, and makes it one below the mounts of the hierarchies.
 pub fn check(path: &Path, systemd: bool) -> Result<PathBuf, CgroupError> {
     if systemd {
-        return Err(CgroupError::NoSystemd);
+        return Err(CgroupError::Systemd(match Path::new(SYSTEMD).is_dir() {
+            true => "cgroups made by systemd are not supported yet",
+            false => "systemd does not run on this host, which has no /run/systemd/system",
+        }));
     }
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     let relative: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
