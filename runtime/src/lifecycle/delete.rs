@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::Error;
 use crate::log::Log;
 use crate::sandbox::Request;
-use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned, read_record};
+use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned, owner, read_record};
 use crate::{cgroup, hooks, monitor, process};
 
 /// How long a sandbox may take to end after its process was killed, or has ended.
@@ -37,6 +37,11 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Er
     let directory = root.join(id.as_str());
     let (record, damage) = match find(root, id) {
         Ok((_, record)) => (Some(record), None),
+        // Its monitor is there, and somebody has removed the record.
+        Err(StateError::NotFound { .. }) if is_owned(&directory)? => (
+            None,
+            Some(format!("the state file of container {id} is missing: it was removed without its help")),
+        ),
         Err(StateError::NotFound { .. }) => return Ok(None),
         Err(StateError::Damaged { path, error } | StateError::Read { path, error }) => {
             let what = format!("the state file {} is damaged: {error}", path.display());
@@ -61,7 +66,7 @@ fn end(directory: &Path) -> Result<(), Error> {
     let kill = Request::Signal { signal: Signal::KILL.as_raw(), all: false };
     let socket = monitor::socket_of(directory);
     // By the kernel's word: a record may be wrong.
-    let monitor = monitor::listener(&socket).and_then(process::pidfd);
+    let monitor = monitor::listener(&socket).or_else(|_| owner(directory)).and_then(process::pidfd);
     let asked = monitor::ask(&socket, &kill);
     let deadline = Instant::now() + if asked.is_ok() { END_TIME } else { Duration::ZERO };
     while is_owned(directory)? && Instant::now() < deadline {

@@ -230,6 +230,22 @@ pub fn is_owned(path: &Path) -> Result<bool, StateError> {
     }
 }
 
+/// The process that holds a directory, by the kernel's table of locks (proc_locks(5)).
+pub fn owner(path: &Path) -> io::Result<u32> {
+    let metadata = fs::metadata(path)?;
+    let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+    let inode = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks")?;
+    let held = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields[..] {
+            [_, "FLOCK", _, "WRITE", pid, locked, ..] if locked == inode => pid.parse().ok(),
+            _ => None,
+        }
+    };
+    locks.lines().find_map(held).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 enum Locked {
     Ours(OwnedFd),
     Theirs,
@@ -352,7 +368,9 @@ mod tests {
         directory.keep();
         directory.write(&Record { kept: true, ..record("a") }).unwrap();
         assert!(is_owned(&root.path().join("a")).unwrap());
+        assert_eq!(owner(&root.path().join("a")).unwrap(), std::process::id());
         drop(directory);
+        assert!(owner(&root.path().join("a")).is_err());
         sweep(root.path()).unwrap();
         let (path, found) = find(root.path(), &id("a")).unwrap();
         assert_eq!((found.status, found.pid), (Status::Stopped, 0));

@@ -9,8 +9,8 @@ mod status;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use directory::is_owned;
 pub use directory::{StateDir, StateDirPaths};
+pub use directory::{is_owned, owner};
 pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
 pub use record::{OCI_VERSION, Record, rfc3339};
 pub use registry::{default_root, find, list, read_record, remove_if_dead, sweep};

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::directory::is_owned;
@@ -98,13 +99,17 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, StateError> {
 pub fn read_record(directory: &Path) -> Result<Option<Record>, StateError> {
     let path = StateDirPaths(directory).record();
     let error = |error| StateError::Read { path: path.clone(), error };
-    let file = match File::open(&path) {
+    // Whatever somebody has put there must not be waited for.
+    let file = match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(error)?,
     };
+    let damaged = |error| StateError::Damaged { path: path.clone(), error };
+    if !file.metadata().map_err(error)?.is_file() {
+        return Err(damaged(io::Error::other("it is not a file")));
+    }
     let mut bytes = Vec::new();
     file.take(MAX_RECORD_BYTES).read_to_end(&mut bytes).map_err(error)?;
-    let damaged = |error| StateError::Damaged { path: path.clone(), error };
     let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(e.into()))?;
     match directory.file_name().is_some_and(|name| name == record.id.as_str()) {
         true => Ok(Some(record)),

@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use nix::sys::signal::{Signal, kill};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sandbox_tests::process::Process;
-use sandbox_tests::{Sandbox, sandbox};
+use sandbox_tests::{Sandbox, leaks, sandbox};
 use serde_json::json;
 
 /// Every verb that is about a container, with what it needs besides.
@@ -142,7 +143,7 @@ fn a_state_file_that_somebody_has_damaged() {
         for text in ["", "{", "{\"id\": 1}", "\0\0\0"] {
             let container = sandbox.start();
             if !alive {
-                container.monitor.signal(nix::sys::signal::Signal::SIGKILL);
+                container.monitor.signal(Signal::SIGKILL);
                 assert_eq!(container.monitor.wait(), 137);
             }
             fs::write(&path, text).unwrap();
@@ -161,6 +162,158 @@ fn a_state_file_that_somebody_has_damaged() {
     }
     drop(other);
     sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn a_state_directory_that_somebody_has_damaged_is_deleted_by_force_all_the_same() {
+    let sandbox = sleeper("torn");
+    let directory = sandbox.state().join(&sandbox.id);
+    let record = directory.join("state.json");
+    let socket = directory.join("monitor.sock");
+    let damages: [(&str, &dyn Fn()); 6] = [
+        ("no record", &|| fs::remove_file(&record).unwrap()),
+        ("a directory for a record", &|| {
+            fs::remove_file(&record).unwrap();
+            fs::create_dir(&record).unwrap();
+        }),
+        ("a pipe for a record", &|| {
+            fs::remove_file(&record).unwrap();
+            nix::unistd::mkfifo(&record, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }),
+        ("a link for a record", &|| {
+            fs::remove_file(&record).unwrap();
+            std::os::unix::fs::symlink("/etc/passwd", &record).unwrap();
+        }),
+        ("no socket", &|| fs::remove_file(&socket).unwrap()),
+        ("no sockets of the machine", &|| fs::remove_dir_all(directory.join("vsock")).unwrap()),
+    ];
+    for (what, damage) in damages {
+        let container = sandbox.start();
+        damage();
+        for (verb, more) in VERBS.into_iter().filter(|(verb, more)| !more.is_empty() || *verb == "state") {
+            let outcome = sandbox.verb([verb, &sandbox.id].iter().chain(more));
+            assert!(!outcome.err().contains("panicked"), "{what}: {outcome}");
+        }
+        let deleted = sandbox.on("delete", ["--force"]);
+        assert_eq!(deleted.code(), Some(0), "{what}: {deleted}");
+        assert_eq!(container.monitor.wait(), 137, "{what}");
+        sandbox.expect_nothing_left();
+    }
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn a_monitor_killed_in_the_middle_of_each_verb() {
+    let sandbox = sleeper("verb-killed");
+    for (verb, more) in VERBS {
+        let container = sandbox.create();
+        if verb != "start" {
+            sandbox.on("start", []).expect_code(0);
+        }
+        if verb == "resume" {
+            sandbox.on("pause", []).expect_code(0);
+        }
+        let processes = leaks::processes(&sandbox.trace());
+        let (monitor, _) =
+            processes.iter().find(|(_, command)| command.contains(" monitor ")).expect("a monitor");
+        // It takes no request any more, and whoever makes one waits.
+        kill(*monitor, Signal::SIGSTOP).unwrap();
+        let asking = Process::spawn(&mut sandbox.verb_command([verb, &sandbox.id].iter().chain(more)));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        kill(*monitor, Signal::SIGKILL).unwrap();
+        let outcome = asking.wait();
+        assert!(!outcome.err().contains("panicked"), "{outcome}");
+        if verb != "state" {
+            outcome.expect_error(1, &["s"]);
+        }
+        container.monitor.wait();
+        sandbox.wait_for_status("stopped");
+        sandbox.on("delete", []).expect_code(0);
+        sandbox.expect_nothing_left();
+    }
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn hooks_that_fail_hang_or_are_missing_in_the_hands_of_an_engine() {
+    let sandbox = sleeper("verb-hooks");
+    let good = sandbox.bundle.config();
+    let script = |text: &str, timeout: u32| json!([{"path": "/bin/sh", "args": ["sh", "-c", text], "timeout": timeout}]);
+    let with = |hooks: serde_json::Value| {
+        let mut config = good.clone();
+        config["hooks"] = hooks;
+        sandbox.bundle.write(&config);
+    };
+    for (hook, words) in [
+        (script("echo broken >&2; exit 3", 20), "broken"),
+        (script("exec sleep 1000", 1), "timeout of 1s"),
+        (json!([{"path": "/no/such/hook"}]), "/no/such/hook"),
+    ] {
+        for point in ["prestart", "createRuntime"] {
+            with(json!({ point: hook }));
+            // That of the round before.
+            let _ = fs::remove_file(sandbox.pid_file());
+            sandbox.create_in_vain().expect_error(1, &[words]);
+            assert!(!sandbox.pid_file().exists());
+            sandbox.expect_nothing_left();
+        }
+        // Too late for an error: the container goes on, and goes.
+        with(json!({"poststart": hook, "poststop": hook}));
+        let container = sandbox.start();
+        assert_eq!(sandbox.status(), "running");
+        sandbox.on("kill", ["KILL"]).expect_code(0);
+        assert_eq!(container.monitor.wait(), 137);
+        let deleted = sandbox.on("delete", []).expect_code(0);
+        assert!(deleted.err().contains("poststop") && deleted.err().contains(words), "{deleted}");
+        sandbox.expect_nothing_left();
+    }
+    sandbox.bundle.write(&good);
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn bundles_consoles_and_logs_that_are_not_there() {
+    let sandbox = sleeper("not-there");
+    let nowhere = sandbox.directory().join("nowhere");
+    let nowhere = nowhere.to_str().unwrap();
+    let create = |words: &[&str]| sandbox.verb(["create"].iter().chain(words).chain([&sandbox.id.as_str()]));
+    create(&["--bundle", nowhere]).expect_error(1, &["nowhere"]);
+    let empty = sandbox.directory().join("empty");
+    fs::create_dir(&empty).unwrap();
+    create(&["--bundle", empty.to_str().unwrap()]).expect_error(1, &["config.json"]);
+    fs::write(empty.join("config.json"), "{").unwrap();
+    create(&["--bundle", empty.to_str().unwrap()]).expect_error(1, &["config.json"]);
+    let log = format!("{nowhere}/log");
+    create(&["--log", &log, "--bundle", sandbox.bundle.path().to_str().unwrap()]).expect_error(1, &[&log]);
+    create(&["--preserve-fds", "2", "--bundle", sandbox.bundle.path().to_str().unwrap()])
+        .expect_error(1, &["--preserve-fds"]);
+    // A file where a socket is meant.
+    let file = empty.join("config.json");
+    let sandbox = sandbox
+        .config(|config| config["process"]["terminal"] = true.into())
+        .option("--console-socket", file.clone());
+    sandbox.create_in_vain().expect_error(1, &["console socket", file.to_str().unwrap()]);
+    sandbox.expect_nothing_left();
+}
+
+#[test]
+fn cgroups_by_way_of_systemd_are_refused_with_the_remedy() {
+    let sandbox = sandbox("systemd").config(|config| {
+        config["linux"]["cgroupsPath"] = "machine.slice:sandbox:name".into();
+    });
+    let outcome = sandbox.verb([
+        "--systemd-cgroup",
+        "create",
+        "--bundle",
+        sandbox.bundle.path().to_str().unwrap(),
+        &sandbox.id,
+    ]);
+    let why = match std::path::Path::new("/run/systemd/system").exists() {
+        true => "not supported yet",
+        false => "does not run on this host",
+    };
+    outcome.expect_error(1, &["--systemd-cgroup", why, "cgroupfs"]);
+    sandbox.expect_nothing_left();
 }
 
 #[test]
