@@ -4,6 +4,8 @@ virtual machines, by turns; and of `sandbox exec`, what is not the guest's own f
     engine.py BUNDLE MACHINE ROUNDS
 """
 
+import contextlib
+import glob
 import os
 import shutil
 import statistics
@@ -15,6 +17,7 @@ import time
 import figures
 
 SANDBOX = os.path.join(os.environ["SANDBOX_BIN_DIR"], "sandbox")
+CGROUP = f"sandbox-bench-{os.getpid()}"
 # A process of the guest's shell; the shell itself measures many of them.
 FORKS = 200
 FORK_SCRIPT = f"""read start rest </proc/uptime; i=0
@@ -62,8 +65,8 @@ class Podman:
     def start(self, name, runtime):
         """Whether there is a container now; why not is said."""
         limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
-        done = self.do(runtime, "run", "--detach", "--name", name, "--network", "none", *limits, "localhost/busybox",
-                       "sleep", "1000")
+        done = self.do(runtime, "run", "--detach", "--name", name, "--network", "none", "--cgroup-parent", f"/{CGROUP}",
+                       *limits, "localhost/busybox", "sleep", "1000")
         if done.returncode != 0:
             figures.note(f"{name} does not run here: {done.stderr.strip()}")
         return done.returncode == 0
@@ -71,6 +74,12 @@ class Podman:
     def take_down(self):
         self.do(self.wrapper, "rm", "--all", "--force", "--time", "0")
         subprocess.run(["umount", "--quiet", os.path.join(self.directory, "root", "overlay")], check=False)
+        # Podman leaves the parent, and that of its conmons.
+        for pattern in ("", "*/"):
+            for parent in glob.glob(f"/sys/fs/cgroup/{pattern}{CGROUP}"):
+                for path in (os.path.join(parent, "conmon"), parent):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(path)
 
 
 def compare(podman):
