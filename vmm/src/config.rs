@@ -8,8 +8,8 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use sandbox_vmm_api::{
-    DiskConfig, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MachineChoice, NetConfig, ShareEntry, VmConfig,
-    VsockConfig,
+    DiskConfig, FIRST_TAP_FD, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MachineChoice, NetConfig,
+    ShareEntry, TapSource, VmConfig, VsockConfig,
 };
 
 /// The most bytes of a configuration: thousands of shares fit.
@@ -80,6 +80,11 @@ pub enum ConfigError {
         /// What was given.
         tap: String,
     },
+    /// A tap is to be inherited under a number that has another use.
+    #[error(
+        "nets: descriptor {0} has another use: taps are inherited from {FIRST_TAP_FD} on, each under its own"
+    )]
+    TapDescriptor(i32),
     /// More devices than interrupt lines.
     #[error("{0} devices asked for: a machine has room for {MAX_DEVICES}")]
     TooManyDevices(usize),
@@ -92,8 +97,8 @@ pub struct MacAddress(pub [u8; 6]);
 /// A network interface.
 #[derive(Clone, Debug)]
 pub struct Net {
-    /// The tap's name.
-    pub tap: String,
+    /// The tap: a plausible name, or a descriptor that nothing else has.
+    pub tap: TapSource,
     /// The guest's address.
     pub mac: MacAddress,
 }
@@ -138,7 +143,7 @@ impl Config {
             absolute("disks", &disk.path)?;
         }
         check_shares(&wire.shares)?;
-        let nets = wire.nets.iter().map(check_net).collect::<Result<Vec<_>, _>>()?;
+        let nets = check_nets(&wire.nets)?;
         let config = Self { wire, nets };
         if config.device_count() > MAX_DEVICES {
             return Err(ConfigError::TooManyDevices(config.device_count()));
@@ -254,14 +259,33 @@ fn check_shares(shares: &[ShareEntry]) -> Result<(), ConfigError> {
     Ok(())
 }
 
+fn check_nets(nets: &[NetConfig]) -> Result<Vec<Net>, ConfigError> {
+    let mut descriptors = BTreeSet::new();
+    for net in nets {
+        if let TapSource::Descriptor(fd) = net.tap
+            && (fd < FIRST_TAP_FD || !descriptors.insert(fd))
+        {
+            return Err(ConfigError::TapDescriptor(fd));
+        }
+    }
+    nets.iter().map(check_net).collect()
+}
+
 fn check_net(net: &NetConfig) -> Result<Net, ConfigError> {
-    let name = net.tap.as_bytes();
-    let plain = name.iter().all(|b| b.is_ascii_graphic() && !b"/:".contains(b));
-    if name.is_empty() || name.len() > MAX_INTERFACE_NAME_BYTES || !plain || matches!(name, b"." | b"..") {
-        return Err(ConfigError::Tap { tap: net.tap.clone() });
+    if let TapSource::Name(tap) = &net.tap {
+        check_interface_name(tap)?;
     }
     let mac = parse_mac(&net.mac).ok_or_else(|| ConfigError::Mac { mac: net.mac.clone() })?;
     Ok(Net { tap: net.tap.clone(), mac })
+}
+
+fn check_interface_name(tap: &str) -> Result<(), ConfigError> {
+    let name = tap.as_bytes();
+    let plain = name.iter().all(|b| b.is_ascii_graphic() && !b"/:".contains(b));
+    if name.is_empty() || name.len() > MAX_INTERFACE_NAME_BYTES || !plain || matches!(name, b"." | b"..") {
+        return Err(ConfigError::Tap { tap: tap.to_owned() });
+    }
+    Ok(())
 }
 
 /// Group addresses (the lowest bit of the first byte) belong to no host.

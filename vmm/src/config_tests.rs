@@ -78,9 +78,21 @@ fn mac_addresses_are_those_of_one_host() {
 #[test]
 fn interface_names_are_checked() {
     for tap in ["", "..", "a/b", "a b", "sixteen-letters-"] {
-        let net = NetConfig { tap: tap.into(), mac: "02:00:00:00:00:01".into() };
+        let net = NetConfig { tap: TapSource::Name(tap.into()), mac: "02:00:00:00:00:01".into() };
         assert!(message(|c| c.nets = vec![net.clone()]).contains("interface"), "{tap}");
     }
+}
+
+#[test]
+fn a_tap_is_inherited_under_a_number_of_its_own() {
+    let net = |fd| NetConfig { tap: TapSource::Descriptor(fd), mac: "02:00:00:00:00:01".into() };
+    for fds in [&[3][..], &[-1], &[4, 5, 4]] {
+        let nets: Vec<_> = fds.iter().copied().map(net).collect();
+        assert!(message(|c| c.nets = nets).contains("has another use"), "{fds:?}");
+    }
+    let mut wire = minimal();
+    wire.nets = vec![net(4), net(5)];
+    Config::check(wire).unwrap();
 }
 
 #[test]

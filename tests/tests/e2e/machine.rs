@@ -12,7 +12,8 @@ use sandbox_tests::pattern::{checksum_of, sequence};
 use sandbox_tests::place::{on_kvm, patience};
 use sandbox_tests::vmm::{Machine, plan};
 use sandbox_vmm_api::{
-    ControlReply, ControlRequest, DiskConfig, ExitReason, NetConfig, ShareEntry, VmConfig, VmEvent, VmState,
+    ControlReply, ControlRequest, DiskConfig, ExitReason, NetConfig, ShareEntry, TapSource, VmConfig,
+    VmEvent, VmState,
 };
 
 /// Tells the probe something and waits for its answer, which must not be a failure.
@@ -120,7 +121,7 @@ fn a_network_interface_carries_datagrams_both_ways() {
         }
     });
     let machine = waiting(|config, _| {
-        config.nets.push(NetConfig { tap: tap.0.clone(), mac: "02:00:00:00:00:07".into() });
+        config.nets.push(NetConfig { tap: TapSource::Name(tap.0.clone()), mac: "02:00:00:00:00:07".into() });
     });
     assert_eq!(ask(&machine, &format!("net 198.18.7.2 198.18.7.1:{port}")), "echoed");
     let neighbours = Command::new("ip").args(["neigh", "show", "dev", &tap.0]).output().unwrap();
@@ -316,7 +317,7 @@ fn a_configuration_that_cannot_be_is_a_failure_with_its_reason() {
     fails(&|config| config.shares = vec![entry("x", "/no/such/place")], &["/no/such/place"]);
     let disk = DiskConfig { path: "/no/such/disk".into(), read_only: false };
     fails(&|config| config.disks = vec![disk.clone()], &["/no/such/disk"]);
-    let net = NetConfig { tap: "no-such-tap".into(), mac: "02:00:00:00:00:01".into() };
+    let net = NetConfig { tap: TapSource::Name("no-such-tap".into()), mac: "02:00:00:00:00:01".into() };
     fails(&|config| config.nets = vec![net.clone()], &["no-such-tap"]);
 }
 

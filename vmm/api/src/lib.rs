@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 /// The descriptor on which `sandbox-vmm` finds its event socket.
 pub const EVENT_FD: i32 = 3;
 
+/// The first of the descriptors that taps are inherited under.
+pub const FIRST_TAP_FD: i32 = EVENT_FD + 1;
+
 /// The virtio-fs tag of the one share of a machine.
 pub const SHARE_TAG: &str = "share";
 
@@ -149,10 +152,21 @@ pub struct DiskConfig {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// The name of an existing tap device.
-    pub tap: String,
+    /// Its other end.
+    pub tap: TapSource,
     /// The guest's MAC address, `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
+}
+
+/// The tap device of a network interface.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum TapSource {
+    /// An existing one, of this name, in the network namespace of `sandbox-vmm`.
+    Name(String),
+    /// One that `sandbox-vmm` inherits attached, under this number, from [`FIRST_TAP_FD`] on. It may be in any
+    /// network namespace, frames have the virtio-net header, and it goes when the machine does.
+    Descriptor(i32),
 }
 
 /// What the VMM reports, in this order: at most one `Running`, exactly one `Exited`.

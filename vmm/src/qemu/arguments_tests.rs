@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 
-use sandbox_vmm_api::{DiskConfig, MachineChoice, NetConfig, VmConfig, VsockConfig};
+use sandbox_vmm_api::{DiskConfig, MachineChoice, NetConfig, TapSource, VmConfig, VsockConfig};
 
 use super::super::layout::Layout;
 use super::super::open::Inherited;
@@ -92,7 +92,10 @@ fn everything_is_passed_by_descriptor() {
     let full = VmConfig {
         vsock: Some(VsockConfig { cid: 3, socket: "/run/vsock".into() }),
         disks: vec![disk(true), disk(false)],
-        nets: vec![NetConfig { tap: "tap0".to_owned(), mac: "02:00:00:00:00:0a".to_owned() }],
+        nets: vec![NetConfig {
+            tap: TapSource::Name("tap0".to_owned()),
+            mac: "02:00:00:00:00:0a".to_owned(),
+        }],
         balloon: true,
         console: Some("/secret,path".into()),
         ..wire()

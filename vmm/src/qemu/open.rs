@@ -86,7 +86,7 @@ impl Opened {
             vsock: config.vsock().map(|vsock| VsockLink::new(vsock, config)).transpose()?,
             share: (!config.shares().is_empty()).then(|| Link::new("share", config)).transpose()?,
             disks: config.disks().iter().map(Image::open).collect::<Result<_, _>>()?,
-            taps: config.nets().iter().map(|net| Tap::open(&net.tap)).collect::<Result<_, _>>()?,
+            taps: config.nets().iter().map(|net| Tap::take(&net.tap)).collect::<Result<_, _>>()?,
             descriptors: File::open("/proc/self/fd").map_err(Error::Descriptors)?,
         })
     }

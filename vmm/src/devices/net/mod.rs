@@ -137,7 +137,7 @@ impl Net {
         Ok(Self {
             name: format!("net{index}"),
             mac: net.mac,
-            tap: Tap::open(&net.tap)?,
+            tap: Tap::take(&net.tap)?,
             again: EventFd::new(EFD_NONBLOCK).map_err(NetError::Event)?,
             indirect: Indirect::Refused,
             receiver: Receiver::new(),

@@ -7,9 +7,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use sandbox_vmm_api::TapSource;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
@@ -56,6 +57,16 @@ pub enum TapError {
         /// Why.
         error: io::Error,
     },
+    /// An inherited descriptor is of no use.
+    #[error(
+        "descriptor {fd} was to be a tap with virtio-net headers that the runtime has attached to: {error}"
+    )]
+    Inherit {
+        /// Its number.
+        fd: RawFd,
+        /// Why.
+        error: io::Error,
+    },
     /// The tap could not be set up.
     #[error("cannot set {what} of tap {name}: {error}")]
     Configure {
@@ -86,8 +97,19 @@ pub struct Tap {
 }
 
 impl Tap {
+    /// Takes the tap of an interface, all offloads off. A descriptor can be taken once.
+    pub fn take(source: &TapSource) -> Result<Self, TapError> {
+        match source {
+            TapSource::Name(name) => Self::open(name),
+            TapSource::Descriptor(fd) => {
+                let (file, name) = inherit(*fd).map_err(|error| TapError::Inherit { fd: *fd, error })?;
+                Self::set_up(file, &name)
+            }
+        }
+    }
+
     /// Attaches to an existing tap, all offloads off.
-    pub fn open(name: &str) -> Result<Self, TapError> {
+    fn open(name: &str) -> Result<Self, TapError> {
         check_exists(name)?;
         let file = OpenOptions::new()
             .read(true)
@@ -96,6 +118,10 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(TapError::Driver)?;
         attach(&file, name).map_err(|error| TapError::Attach { name: name.to_owned(), error })?;
+        Self::set_up(file, name)
+    }
+
+    fn set_up(file: File, name: &str) -> Result<Self, TapError> {
         let mut tap = Self { file, name: name.to_owned(), udp_segmentation: UdpSegmentation::Missing };
         tap.set_header_size()?;
         if tap.set_flags(libc::TUN_F_CSUM | UDP_SEGMENTATION).is_ok() {
@@ -156,9 +182,34 @@ fn check_exists(name: &str) -> Result<(), TapError> {
         .map_err(|errno| TapError::Missing { name: name.to_owned(), error: errno.into() })
 }
 
-fn attach(file: &File, name: &str) -> io::Result<()> {
+/// Takes a descriptor that the runtime has attached to a tap, and the tap's name.
+fn inherit(fd: RawFd) -> io::Result<(File, String)> {
+    const WANTED: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    // SAFETY: the number is only looked at; a closed one makes the call fail.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: it is open, the runtime put it there for this interface, and no other has the same: see `Config`.
+    let file = unsafe { File::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&file, true)?;
+    let mut request = no_request();
+    // SAFETY: the request writes one `ifreq`, which lives until it returns.
+    check(unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: the kernel has filled in the flags.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    if flags & WANTED != WANTED {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let name = request.ifr_name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0);
+    Ok((file, String::from_utf8_lossy(&name.collect::<Vec<_>>()).into_owned()))
+}
+
+fn no_request() -> libc::ifreq {
     // SAFETY: all zeroes are a value of this structure of integers.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    unsafe { std::mem::zeroed() }
+}
+
+fn attach(file: &File, name: &str) -> io::Result<()> {
+    let mut request = no_request();
     if name.len() >= request.ifr_name.len() {
         return Err(io::ErrorKind::InvalidInput.into());
     }

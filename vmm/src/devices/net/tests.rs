@@ -1,5 +1,6 @@
 //! Tests with a real tap, each in a network namespace of its own that ends with its thread.
 
+use std::os::fd::IntoRawFd;
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -7,6 +8,8 @@ use rustix::fd::OwnedFd;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice, recv, send, socket_with,
 };
+
+use sandbox_vmm_api::TapSource;
 
 use super::*;
 use crate::devices::testing::{Driver, Part, memory, notify, ready};
@@ -60,7 +63,7 @@ fn own_network() -> Result<(), String> {
 }
 
 fn bench(features: u64, queue_size: u16) -> Bench {
-    let mut net = Net::open(3, &config::Net { tap: TAP.to_owned(), mac: MAC }).unwrap();
+    let mut net = Net::open(3, &config::Net { tap: TapSource::Name(TAP.to_owned()), mac: MAC }).unwrap();
     net.activate(features);
     let memory = memory();
     let mut drivers = [0, 1].map(|number| Driver::new(&memory, number, queue_size));
@@ -435,9 +438,24 @@ fn the_mac_address_is_told() {
 }
 
 #[test]
+fn what_was_inherited_and_is_no_tap_is_refused() {
+    let inherit = |file: std::fs::File| {
+        let fd = file.into_raw_fd();
+        Tap::take(&TapSource::Descriptor(fd)).unwrap_err()
+    };
+    assert!(matches!(inherit(std::fs::File::open("/dev/null").unwrap()), TapError::Inherit { .. }));
+    // Nobody has attached it to anything.
+    match std::fs::File::open("/dev/net/tun") {
+        Ok(file) => assert!(matches!(inherit(file), TapError::Inherit { .. })),
+        Err(why) => eprintln!("SKIPPED: a descriptor of the tun driver: {why}"),
+    }
+    assert!(matches!(Tap::take(&TapSource::Descriptor(9999)), Err(TapError::Inherit { .. })));
+}
+
+#[test]
 fn what_is_no_tap_is_refused() {
     with_tap(0, 256, |_bench| {
-        let open = |tap: &str| Tap::open(tap).unwrap_err();
+        let open = |tap: &str| Tap::take(&TapSource::Name(tap.to_owned())).unwrap_err();
         assert!(matches!(open("nothing"), TapError::Missing { .. }));
         assert!(matches!(open("lo"), TapError::Attach { .. }));
         // The bench's device is attached to it.
