@@ -21,6 +21,7 @@ mod control;
 mod dial;
 mod kmsg;
 mod lifecycle;
+mod network;
 mod pause;
 mod power;
 mod process;

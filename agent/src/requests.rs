@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use rustix::termios::Winsize;
-use sandbox_protocol::{Call, Create, Exec, Failure, FailureKind, Outcome, Request};
+use sandbox_protocol::{Call, Configure, Create, Exec, Failure, FailureKind, Outcome, Request};
 
 use crate::configure::configure;
 use crate::container::cgroup::Cgroup;
 use crate::container::{self, Container, Spawned};
+use crate::network::{self, Standby};
 use crate::process::{Process, Role, Serial, Stage};
 use crate::serve::{Agent, Flow, ServeError};
 use crate::stdio::{self, AgentStdio, Owner};
@@ -51,7 +52,8 @@ impl Agent {
         let done = |()| Answer::Now(Outcome::Done);
         let later = |()| Answer::Later;
         match call {
-            Call::Configure(wanted) => configure(&wanted).map(done).map_err(other),
+            Call::Configure(wanted) => self.configure(&wanted).map(done),
+            Call::Network(wanted) => network::set_up(&wanted, self.standby.as_mut()).map(done).map_err(other),
             Call::Create(create) => self.create(id, &create).map(later),
             Call::Exec(exec) => self.exec(id, &exec).map(later),
             Call::Start { container } => self.start(id, &container).map(later),
@@ -69,6 +71,13 @@ impl Agent {
             Call::Delete { container } => self.delete(&container).map(done),
             Call::PowerOff => Ok(Answer::PowerOff),
         }
+    }
+
+    fn configure(&mut self, wanted: &Configure) -> Result<(), Failure> {
+        configure(wanted).map_err(other)?;
+        let standby = Standby::of_all();
+        self.standby = standby.map_err(|e| other(format!("cannot have network devices stand by: {e}")))?;
+        Ok(())
     }
 
     fn create(&mut self, request: u64, create: &Create) -> Result<(), Failure> {

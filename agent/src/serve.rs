@@ -16,6 +16,7 @@ use crate::container::Container;
 use crate::container::cgroup::Cgroup;
 use crate::control::{Control, ControlError};
 use crate::dial::Dialer;
+use crate::network::Standby;
 use crate::process::{Process, Serial};
 use crate::reaper;
 use crate::stream::{BUFFER_BYTES, Progress, Pump};
@@ -68,6 +69,8 @@ pub struct Agent {
     pub(crate) dialer: Dialer,
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) processes: BTreeMap<Serial, Process>,
+    /// Network devices that are not in use yet.
+    pub(crate) standby: Option<Standby>,
     epoll: OwnedFd,
     children: SignalFd,
     pumps: BTreeMap<u64, Pump>,
@@ -91,6 +94,7 @@ impl Agent {
             dialer,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
+            standby: None,
             epoll,
             children,
             pumps: BTreeMap::new(),

@@ -14,6 +14,7 @@
 
 pub mod frame;
 
+mod network;
 mod processes;
 mod stats;
 
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
+pub use network::{Address, Interface, Mac, Neighbour, Network, Route};
 pub use processes::{ProcessInfo, Processes};
 pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryEvents, MemoryStats, PidsStats, Stats};
 
@@ -74,6 +76,9 @@ pub struct Request {
 pub enum Call {
     /// The first request: clock, entropy, the sandbox's own names.
     Configure(Configure),
+    /// Sets up the sandbox's network: its interfaces with their addresses, routes and neighbours. It may be asked
+    /// for again when there is more.
+    Network(Box<Network>),
     /// Makes a container up to the point where its process is about to be executed.
     Create(Box<Create>),
     /// Lets the created process execute. It may be sent before the reply to `create` has come; if that fails, so

@@ -90,9 +90,18 @@ fn name(spec: &Spec, namespaces: Namespaces) -> Result<(), SetupError> {
         network::loopback_up().map_err(SetupError::step("bring the loopback interface up"))?;
     }
     if let Some(settings) = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()) {
-        sysctl::write(settings)?;
+        match shares_network_without_power(namespaces) {
+            true => sysctl::write_but_for_network(settings)?,
+            false => sysctl::write(settings)?,
+        }
     }
     Ok(())
+}
+
+/// Whether a container is in the sandbox's network and its root has no power over that, being an ordinary user of the
+/// guest.
+pub fn shares_network_without_power(namespaces: Namespaces) -> bool {
+    namespaces.has(LinuxNamespaceType::User) && !namespaces.has(LinuxNamespaceType::Network)
 }
 
 /// Everything inside the root.

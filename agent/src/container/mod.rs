@@ -120,6 +120,9 @@ pub enum SpawnError {
     /// The root that it could not put together itself could not be put together.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// A setting of the network was refused.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::SysctlError),
     /// Its streams could not be made its own.
     #[error("cannot give the standard streams to the container's root: {0}")]
     Streams(rustix::io::Errno),
@@ -171,6 +174,9 @@ pub fn spawn_init(create: &Create, cgroup: &Cgroup, stdio: ChildStdio) -> Result
         None => None,
     };
     give_streams(&stdio, user)?;
+    if init::shares_network_without_power(namespaces) {
+        sysctl::write_for_network(create.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()))?;
+    }
     let (agent_end, child_end) = channel::pair().map_err(SpawnError::Channel)?;
     // SAFETY: the agent has one thread.
     let cloned = unsafe { clone_into(namespaces.clone_flags(), cgroup.as_fd()) };

@@ -95,6 +95,9 @@ pub enum MountStepError {
     Attach(Errno),
 }
 
+/// Where the guest itself has its devices' file system.
+const GUEST_SYSFS: &str = "/sys";
+
 /// What mounts need to know of their container.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
@@ -169,6 +172,9 @@ fn tree(
             keep_mode(options, root, mount.destination())?;
             file_system(kind, source_of(mount), &options.data)
         }
+        // It shows a network, and the root of a user namespace may make it for a network of its own only.
+        "sysfs" => file_system(kind, source_of(mount), &options.data)
+            .or_else(|refused| clone_tree(Path::new(GUEST_SYSFS), Bind::Recursive).map_err(|_| refused)),
         _ => file_system(kind, source_of(mount), &options.data),
     }
 }

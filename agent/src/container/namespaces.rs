@@ -27,7 +27,7 @@ impl Namespaces {
         let mut flags = 0;
         for namespace in configured {
             let kind = namespace.typ();
-            if namespace.path().is_some() {
+            if namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty()) {
                 return Err(NamespaceError::Path(kind));
             }
             flags |= flag(kind);

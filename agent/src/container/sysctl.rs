@@ -21,6 +21,29 @@ pub enum SysctlError {
     },
 }
 
+/// Whether a setting is one of a network namespace.
+fn is_of_network(name: &str) -> bool {
+    name.starts_with("net.") || name.starts_with("net/")
+}
+
+/// Makes the network's settings for a container that shares the sandbox's network and has no power over it, being in a
+/// user namespace. Its root may use low ports all the same, as it may in a network of its own.
+pub fn write_for_network(settings: Option<&HashMap<String, String>>) -> Result<(), SysctlError> {
+    let low_ports = ("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+    let of_network = settings.into_iter().flatten().filter(|(name, _)| is_of_network(name));
+    let all: HashMap<_, _> = [low_ports]
+        .into_iter()
+        .chain(of_network.map(|(name, value)| (name.clone(), value.clone())))
+        .collect();
+    write(&all)
+}
+
+/// Makes the other settings of such a container.
+pub fn write_but_for_network(settings: &HashMap<String, String>) -> Result<(), SysctlError> {
+    let others = settings.iter().filter(|(name, _)| !is_of_network(name));
+    write(&others.map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
 /// Writes the settings, through the guest's own `/proc`: what is written depends on who writes, not on whose
 /// `/proc` it is, and the container's own could be anything.
 pub fn write(settings: &HashMap<String, String>) -> Result<(), SysctlError> {
