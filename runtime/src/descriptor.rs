@@ -14,6 +14,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Descriptors below this number may be the place of one that a child expects.
 const FIRST_FREE: RawFd = 16;
@@ -52,6 +53,13 @@ pub fn give(command: &mut Command, descriptors: &[(BorrowedFd<'_>, RawFd)], ties
     // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated.
     unsafe { command.pre_exec(in_child) };
     Ok(())
+}
+
+/// Lets a command run in this network namespace.
+pub fn run_in(command: &mut Command, network: OwnedFd) {
+    let enter = move || Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?);
+    // SAFETY: between fork and exec one system call is made.
+    unsafe { command.pre_exec(enter) };
 }
 
 /// Runs between fork and exec.

@@ -32,6 +32,7 @@ pub mod lifecycle;
 pub mod log;
 pub mod machine;
 pub mod monitor;
+pub mod network;
 pub mod printable;
 pub mod process;
 pub mod quantity;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,22 +65,30 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts the process. What it reports arrives as [`Event::Machine`], its end as [`Event::MachineGone`].
+    /// Starts the process, which inherits `taps` under the numbers that `config` has. What it reports arrives as [`Event::Machine`], its end as [`Event::MachineGone`].
     pub fn start(
         program: &Path,
         config: &VmConfig,
+        taps: &[(BorrowedFd<'_>, RawFd)],
         log_to: LogTo,
         events: &Sender,
     ) -> Result<Self, MachineError> {
-        Self::spawn(program, config, log_to, events)
+        Self::spawn(program, config, taps, log_to, events)
             .map_err(|error| MachineError { program: program.into(), error })
     }
 
-    fn spawn(program: &Path, config: &VmConfig, log_to: LogTo, sender: &Sender) -> io::Result<Self> {
+    fn spawn(
+        program: &Path,
+        config: &VmConfig,
+        taps: &[(BorrowedFd<'_>, RawFd)],
+        log_to: LogTo,
+        sender: &Sender,
+    ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(program);
         command.stdin(config_file(config)?).stdout(Stdio::null()).stderr(Stdio::piped());
-        descriptor::give(&mut command, &[(theirs.as_fd(), EVENT_FD)], Ties::Machine)?;
+        let given = [&[(theirs.as_fd(), EVENT_FD)], taps].concat();
+        descriptor::give(&mut command, &given, Ties::Machine)?;
         let mut child = command.spawn()?;
         let stderr = child.stderr.take();
         let pidfd = match process::pidfd(child.id()) {

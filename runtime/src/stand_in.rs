@@ -3,7 +3,8 @@
 //! An engine takes the process of `--pid-file` for one in the container. It kills it, waits for it, and enters
 //! its mount namespace: Podman does so to copy files, and would write to the host's `/etc` if that process lived
 //! among the host's mounts. So it lives among mounts of its own, which show the container's files as far as the
-//! host has them: the root file system and the volumes. Where the guest has a file system of its own, such as
+//! host has them: the root file system and the volumes. It is in the container's network namespace too, which engines
+//! look for by it, enter and fill. Where the guest has a file system of its own, such as
 //! `/proc` or a tmpfs, there is an empty directory that nothing can be written to.
 //!
 //! It is this same binary, started by `sandbox create` with a hidden subcommand. It starts the monitor, passes
@@ -34,7 +35,7 @@ use crate::descriptor::{self, Ties};
 use crate::monitor::{self, MAX_LIFELINE_BYTES};
 use crate::sandbox::{Ends, Plan};
 use crate::spec::is_bind;
-use crate::{exit, process};
+use crate::{exit, network, process};
 
 /// The name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "stand-in";
@@ -79,6 +80,7 @@ struct View {
     root: PathBuf,
     read_only: bool,
     mounts: Vec<Shown>,
+    network: network::Wanted,
 }
 
 /// What there is at a place in the container.
@@ -107,6 +109,7 @@ impl View {
             root: plan.rootfs.clone(),
             read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
             mounts: spec.mounts().iter().flatten().enumerate().map(shown).collect(),
+            network: plan.network.clone(),
         }
     }
 }
@@ -190,7 +193,9 @@ pub fn main() -> Result<u8, StandInError> {
     let signals = Signals::block().map_err(host_io("receive signals"))?;
     process::become_subreaper().map_err(host_io("become the reaper of the monitor's processes"))?;
     let lifeline = UnixStream::from(lifeline);
-    let monitor = monitor::start_for_engine(&lifeline).map_err(host_io("start the monitor"))?;
+    // A namespace that cannot be entered is for the monitor to say, which looks into it.
+    let home = view.network.enter().unwrap_or_default();
+    let monitor = monitor::start_for_engine(&lifeline, home).map_err(host_io("start the monitor"))?;
     drop(lifeline);
     if let Ok(Some(FromClient::Stands)) = frame::read(&mut door, MAX_LIFELINE_BYTES) {
         let answer = match take_place(&view) {

@@ -98,6 +98,7 @@ fn plan(vmm: PathBuf, state: &Path) -> Plan {
         console_socket: None,
         cgroup: None,
         annotations: Default::default(),
+        network: Default::default(),
         hooks: Default::default(),
         vmm,
         machine: VmConfig {

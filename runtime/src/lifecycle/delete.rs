@@ -104,6 +104,9 @@ fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<(
     if let Some(path) = &record.cgroup {
         cgroup::remove(path);
     }
+    if let Err(error) = record.network.clean_up(id) {
+        Log::plain().info(&error.to_string());
+    }
     for failed in hooks::run_all("poststop", &record.poststop, record, Status::Stopped) {
         Log::plain().info(&failed.to_string());
     }

@@ -12,6 +12,7 @@ use crate::artefact::Artefact;
 use crate::cgroup;
 use crate::hooks::HostHooks;
 use crate::log::Log;
+use crate::network;
 use crate::sandbox::{Plan, Times};
 use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides};
 use crate::state::{SandboxId, StateDirPaths, sweep};
@@ -19,6 +20,9 @@ use crate::stdio::window_size;
 
 /// The guest's context id. Each machine has a vsock device of its own, so that all can have the same.
 const GUEST_CID: u32 = 3;
+
+/// The guest's kernel makes no network interface that nobody has asked for.
+const GUEST_CMDLINE: &str = "dummy.numdummies=0";
 
 /// Where sandboxes live on this host, and how.
 #[derive(Clone, Debug)]
@@ -93,7 +97,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         image,
         memory_mib: size.memory_mib,
         vcpus: size.vcpus,
-        cmdline: String::new(),
+        cmdline: GUEST_CMDLINE.into(),
         vsock: Some(VsockConfig { cid: GUEST_CID, socket: paths.vsock_socket() }),
         shares: guest.shares,
         disks: Vec::new(),
@@ -115,6 +119,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         rootfs: bundle.root().into(),
         root: place.root.clone(),
         annotations: annotations(bundle.spec()),
+        network: network::Wanted::of(bundle.spec()),
         hooks: HostHooks::of(bundle.spec()),
         vmm,
         machine,

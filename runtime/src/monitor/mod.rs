@@ -18,7 +18,7 @@ pub use socket::{Added, AskError, Asker, ask, listener};
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -63,11 +63,15 @@ pub fn start(lifeline: &UnixStream) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Starts the monitor of a container that this process, which has one thread, stands for.
-pub fn start_for_engine(lifeline: &UnixStream) -> io::Result<Child> {
+/// Starts the monitor of a container that this process, which has one thread, stands for; in this network namespace, if
+/// not in ours.
+pub fn start_for_engine(lifeline: &UnixStream, network: Option<OwnedFd>) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUBCOMMAND).arg(std::process::id().to_string());
     descriptor::give(&mut command, &[(lifeline.as_fd(), LIFELINE_FD)], Ties::Machine)?;
+    if let Some(network) = network {
+        descriptor::run_in(&mut command, network);
+    }
     command.spawn()
 }
 

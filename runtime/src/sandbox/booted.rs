@@ -39,6 +39,7 @@ impl Booted {
         );
         let mut ready = Ready::new(self, connection, inbox)?;
         ready.ask(configure()?, "take its configuration", inbox)?;
+        ready.set_up_network(inbox)?;
         timeline.mark("configure guest");
         Ok(ready)
     }

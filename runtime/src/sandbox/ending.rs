@@ -11,6 +11,7 @@ use crate::agent::{CallsError, ListenError};
 use crate::cgroup::CgroupError;
 use crate::hooks::HookError;
 use crate::machine::MachineError;
+use crate::network::NetworkError;
 use crate::printable::printable;
 use crate::state::{Refused, StateError};
 use crate::stdio::ConsoleError;
@@ -73,6 +74,9 @@ pub enum Error {
     /// The cgroup of the host.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A hook on the host.
     #[error(transparent)]
     Hook(#[from] HookError),

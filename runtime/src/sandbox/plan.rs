@@ -9,6 +9,7 @@ use sandbox_vmm_api::VmConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::HostHooks;
+use crate::network;
 use crate::state::SandboxId;
 
 /// A sandbox to be.
@@ -30,6 +31,8 @@ pub struct Plan {
     pub machine: VmConfig,
     /// The container.
     pub create: Create,
+    /// Its network.
+    pub network: network::Wanted,
     /// The hooks that run on the host.
     pub hooks: HostHooks,
     /// How long things may take.

@@ -10,6 +10,7 @@ use super::streams::Ends;
 use super::{Booted, Error, Event, Inbox, Plan, Request, Watcher};
 use crate::agent::{self, Listening};
 use crate::machine::{LogTo, Machine};
+use crate::network::{Growth, Network};
 use crate::state::{OCI_VERSION, Record, StateDir, StateError, Status, Transition, rfc3339};
 use crate::timings::Timeline;
 
@@ -21,29 +22,33 @@ pub struct Prepared {
     /// Where the process's streams go, until they are attached.
     pub(super) ends: Option<Ends>,
     _listening: [Listening; 2],
+    /// Its network, where that is one of the host's.
+    pub(super) network: Option<Network>,
     // Last, so that the directory is removed after everything that has a socket in it.
     pub(super) directory: StateDir,
 }
 
 impl Prepared {
     /// Writes the record and listens for the guest.
-    pub fn new(plan: Plan, directory: StateDir, ends: Ends, inbox: &Inbox) -> Result<Self, Error> {
+    pub fn new(mut plan: Plan, directory: StateDir, ends: Ends, inbox: &Inbox) -> Result<Self, Error> {
         let record = record_of(&plan);
         directory.write(&record)?;
         let listening = listen(&directory, inbox)?;
-        Ok(Self { plan, record, ends: Some(ends), _listening: listening, directory })
+        let network = plan.network.prepare(&plan.id, plan.stand_in, growth(&plan))?;
+        plan.machine.nets = network.iter().flat_map(Network::devices).collect();
+        Ok(Self { plan, record, ends: Some(ends), _listening: listening, network, directory })
     }
 
     /// Starts the machine and waits until it runs.
     pub fn boot(
-        self,
+        mut self,
         inbox: &Inbox,
         watcher: &mut dyn Watcher,
         timeline: &mut Timeline,
     ) -> Result<Booted, Error> {
         let log_to = if self.plan.debug { LogTo::Stderr } else { LogTo::Memory };
         let deadline = Instant::now() + self.plan.times.answer;
-        let machine = Machine::start(&self.plan.vmm, &self.plan.machine, log_to, &inbox.sender())?;
+        let machine = self.start_machine(log_to, inbox)?;
         let mut booted = Booted { machine, prepared: self, deadline, hello: None };
         while booted.prepared.record.machine.is_none() {
             if let Event::Machine(VmEvent::Running { machine, reason, timings }) = booted.next(inbox)? {
@@ -54,6 +59,15 @@ impl Prepared {
             }
         }
         Ok(booted)
+    }
+
+    fn start_machine(&mut self, log_to: LogTo, inbox: &Inbox) -> Result<Machine, Error> {
+        let taps: Vec<_> = self.network.iter().flat_map(Network::descriptors).collect();
+        let machine = Machine::start(&self.plan.vmm, &self.plan.machine, &taps, log_to, &inbox.sender())?;
+        if let Some(network) = &mut self.network {
+            network.handed_over();
+        }
+        Ok(machine)
     }
 
     /// Moves to the next state and records it.
@@ -71,6 +85,11 @@ impl Prepared {
     }
 }
 
+/// An engine may set the network up between the creation and the start, and so may hooks.
+fn growth(plan: &Plan) -> Growth {
+    if plan.detached || !plan.hooks.before.is_empty() { Growth::UntilStart } else { Growth::Complete }
+}
+
 /// What a sandbox shows of itself at first.
 pub(super) fn record_of(plan: &Plan) -> Record {
     Record {
@@ -81,6 +100,7 @@ pub(super) fn record_of(plan: &Plan) -> Record {
         bundle: plan.bundle.clone(),
         rootfs: plan.rootfs.clone(),
         cgroup: plan.cgroup.clone(),
+        network: plan.network.clone(),
         annotations: plan.annotations.clone(),
         created: rfc3339(SystemTime::now()),
         machine: None,

@@ -118,6 +118,15 @@ impl Ready {
         }
     }
 
+    /// Tells the guest of what its network has that it does not know yet.
+    pub(super) fn set_up_network(&mut self, inbox: &Inbox) -> Result<(), Error> {
+        let Some(network) = &mut self.booted.prepared.network else { return Ok(()) };
+        match network.update()? {
+            Some(wanted) => self.ask(Call::Network(Box::new(wanted)), "set its network up", inbox),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the container.
     pub fn create(&mut self, inbox: &Inbox) -> Result<(), Error> {
         let create = self.booted.prepared.plan.create.clone();
@@ -138,7 +147,8 @@ impl Ready {
     /// Starts the container's process.
     pub fn start(&mut self, inbox: &Inbox) -> Result<(), Error> {
         let started = self
-            .ask(Call::Start { container: self.container() }, "start the process", inbox)
+            .set_up_network(inbox)
+            .and_then(|()| self.ask(Call::Start { container: self.container() }, "start the process", inbox))
             .and_then(|()| self.booted.prepared.become_(Transition::Started));
         if let Err(error) = &started {
             reply(self.starter.take(), Answer::refused(error.to_string()));

@@ -138,9 +138,9 @@ pub const FIELDS: &[Field] = &[
     field("linux.namespaces[].type", Honoured("a type that is left out means the virtual machine's own")),
     field(
         "linux.namespaces[].path",
-        Refused(
-            "a namespace of the host cannot be joined from a virtual machine (an engine's network and its pods \
-             come as such namespaces: ask it for --network none and no pod)",
+        Honoured(
+            "of the type `network`: the interfaces of that namespace of the host lead into the virtual machine. With \
+             any other type it is an error",
         ),
     ),
     field("linux.uidMappings[].containerID", Honoured("the id 0 must be mapped")),

@@ -12,8 +12,8 @@ use sandbox_vmm_api::ShareEntry;
 
 use super::validate::is_bind;
 use super::{Bundle, SpecError};
-use crate::hooks;
 use crate::state::SandboxId;
+use crate::{hooks, network};
 
 /// A configuration as the guest gets it.
 #[derive(Clone, Debug)]
@@ -50,6 +50,7 @@ impl GuestSpec {
         }
         // The guest has no use for what is meant for engines, and the host's names are none of its business.
         spec.set_annotations(None);
+        network::Wanted::in_guest(&mut spec);
         spec.set_hooks(hooks::for_guest(spec.hooks().as_ref()));
         Ok(Self { spec, shares, root })
     }

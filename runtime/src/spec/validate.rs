@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxBlockIo, LinuxIOPriority, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy as Policy,
-    LinuxTimeOffset, Mount, Process, Scheduler, Spec,
+    LinuxBlockIo, LinuxIOPriority, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    LinuxSchedulerPolicy as Policy, LinuxTimeOffset, Mount, Process, Scheduler, Spec,
 };
 
 use super::{SpecError, id_maps};
@@ -124,6 +124,7 @@ fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
     let mut seen = HashSet::new();
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
     for (index, namespace) in namespaces.unwrap_or_default().iter().enumerate() {
+        check_namespace_path(index, namespace)?;
         let path = format!("linux.namespaces[{index}].type");
         if !seen.insert(namespace.typ()) {
             return Err(value(&path, &format!("`{}` is there twice", namespace.typ())));
@@ -132,6 +133,26 @@ fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
     id_maps::check(spec, seen.contains(&LinuxNamespaceType::User))?;
     let offsets = spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref());
     check_time_offsets(offsets.into_iter().flatten(), seen.contains(&LinuxNamespaceType::Time))
+}
+
+/// Only the network can be that of a namespace of the host.
+fn check_namespace_path(index: usize, namespace: &LinuxNamespace) -> Result<(), SpecError> {
+    let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    let field = format!("linux.namespaces[{index}].path");
+    if namespace.typ() != LinuxNamespaceType::Network {
+        let reason = format!(
+            "the {} namespace of the host cannot be joined from a virtual machine (an engine's pods come as such \
+             namespaces: ask it for none)",
+            namespace.typ()
+        );
+        return Err(SpecError::Unsupported { path: field, reason });
+    }
+    if !path.is_absolute() {
+        return Err(value(&field, &format!("`{}` is not an absolute path", path.display())));
+    }
+    Ok(())
 }
 
 fn check_time_offsets<'a>(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{SandboxId, Status};
+use crate::network;
 
 /// The version of the OCI runtime specification that `state.json` and `sandbox spec` follow.
 pub const OCI_VERSION: &str = "1.2.1";
@@ -34,6 +35,9 @@ pub struct Record {
     /// The cgroup of the host that it is in, from the mount of each hierarchy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
+    /// Its network.
+    #[serde(default)]
+    pub network: network::Wanted,
     /// The annotations of the configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -80,6 +84,7 @@ impl Record {
             bundle: "/".into(),
             rootfs: "/rootfs".into(),
             cgroup: None,
+            network: network::Wanted::Loopback,
             annotations: BTreeMap::new(),
             created: String::new(),
             machine: None,

@@ -32,7 +32,13 @@ pub fn remove_if_dead(directory: &Path) -> Result<(), StateError> {
             dead.leave();
             Ok(())
         }
-        Some(dead) => dead.remove(),
+        Some(dead) => {
+            if let Ok(Some(record)) = read_record(directory) {
+                // It can be looked at, or it is gone.
+                let _ = record.network.clean_up(&record.id);
+            }
+            dead.remove()
+        }
         None => Ok(()),
     }
 }
