@@ -15,7 +15,9 @@ use tempfile::TempDir;
 
 use crate::Outcome;
 use crate::bundle::Bundle;
+use crate::cni;
 use crate::leaks::{self, Trace};
+use crate::network::Namespace;
 use crate::place::{artefact, binary, machine, patience, skip};
 use crate::process::{POLL, Process};
 use crate::sandbox::MARK;
@@ -33,11 +35,27 @@ pub struct Docker {
     directory: TempDir,
     /// In the order in which they are ended: dockerd, containerd.
     daemons: Vec<Process>,
+    /// The network namespace that takes the host's place; none: containers have no network.
+    host: Option<Namespace>,
 }
 
 impl Docker {
     /// One for a test, with [`IMAGE`]. `None`, and a notice, where Docker is not installed.
     pub fn new(name: &str) -> Option<Self> {
+        Self::with(name, None)
+    }
+
+    /// One with Docker's default network, in a namespace that takes the host's place. `None`, and a notice, where that
+    /// cannot be had.
+    pub fn with_network(name: &str) -> Option<Self> {
+        if let Some(why) = cni::missing() {
+            skip(name, why);
+            return None;
+        }
+        Self::with(name, Some(Namespace::new()))
+    }
+
+    fn with(name: &str, host: Option<Namespace>) -> Option<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         if let Some(missing) =
             ["dockerd", "containerd", "docker"].into_iter().find(|name| !is_installed(name))
@@ -52,7 +70,7 @@ impl Docker {
         for name in ["tmp", "client"] {
             std::fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
         }
-        let mut docker = Self { id, directory, daemons: vec![] };
+        let mut docker = Self { id, directory, daemons: vec![], host };
         docker.start_daemons();
         docker.import();
         Some(docker)
@@ -88,30 +106,42 @@ impl Docker {
     /// touched.
     fn daemon_json(&self) -> String {
         let path = |name: &str| self.path(name).display().to_string();
-        serde_json::json!({
+        let mut configuration = serde_json::json!({
             "containerd": path("containerd.sock"),
             "data-root": path("data"),
             "exec-root": path("exec"),
             "pidfile": path("docker.pid"),
             "hosts": [format!("unix://{}", path("docker.sock"))],
-            "bridge": "none",
-            "iptables": false,
+            "userland-proxy": false,
             "ip6tables": false,
-            "ip-forward": false,
-            "ip-masq": false,
             "cgroup-parent": format!("/{}", self.id),
             "group": "root",
             "runtimes": { "sandbox": { "path": binary("sandbox") } },
             "default-runtime": "sandbox",
             "features": { "buildkit": false },
-        })
-        .to_string()
+        });
+        if self.host.is_none() {
+            configuration["bridge"] = "none".into();
+            for setting in ["iptables", "ip-forward", "ip-masq"] {
+                configuration[setting] = false.into();
+            }
+        }
+        configuration.to_string()
     }
 
     fn import(&self) {
         let tar = self.path("image.tar");
         Bundle::make(&self.path("bundle")).pack(&tar);
         self.docker(["import".into(), tar.into(), OsString::from(IMAGE)]).expect_code(0);
+    }
+
+    /// The network namespace that takes the host's place.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn host(&self) -> &Namespace {
+        self.host.as_ref().expect("a Docker with a network")
     }
 
     /// A file or directory of the test.
@@ -134,13 +164,13 @@ impl Docker {
     /// `docker run` of [`IMAGE`] with options, parted by blanks, and a shell script. Waits for it.
     #[track_caller]
     pub fn run(&self, options: &str, script: &str) -> Outcome {
-        self.docker(run_words(options, script))
+        self.docker(self.run_words(options, script))
     }
 
     /// Starts a container in the background.
     #[track_caller]
     pub fn start(&self, name: &str, options: &str, script: &str) {
-        self.docker(run_words(&format!("--detach --name {name} {options}"), script)).expect_code(0);
+        self.docker(self.run_words(&format!("--detach --name {name} {options}"), script)).expect_code(0);
     }
 
     /// `docker exec` of a shell script. Waits for it.
@@ -189,6 +219,12 @@ impl Docker {
         Terminal::spawn(&mut self.command(words), (80, 24))
     }
 
+    fn run_words(&self, options: &str, script: &str) -> Vec<String> {
+        let fixed: &[&str] = if self.host.is_some() { &["run"] } else { &["run", "--network", "none"] };
+        let words = fixed.iter().copied().chain(options.split_whitespace());
+        words.chain([IMAGE, "sh", "-c", script]).map(str::to_owned).collect()
+    }
+
     /// The command line.
     pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let mut command = self.marked("docker");
@@ -200,7 +236,10 @@ impl Docker {
 
     /// A program with the test's mark and what the runtime has to know, which the daemons hand down to it.
     fn marked(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = match &self.host {
+            Some(host) => host.command(program),
+            None => Command::new(program),
+        };
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp")).env("SANDBOX_MACHINE", machine());
         command.env("SANDBOX_KERNEL", artefact("SANDBOX_KERNEL", "vmlinux"));
         command.env("SANDBOX_IMAGE", artefact("SANDBOX_IMAGE", "guest.img"));
@@ -229,12 +268,6 @@ impl Docker {
             let _ = std::fs::remove_dir(cgroup);
         }
     }
-}
-
-fn run_words(options: &str, script: &str) -> Vec<String> {
-    let fixed = ["run", "--network", "none"];
-    let words = fixed.into_iter().chain(options.split_whitespace()).chain([IMAGE, "sh", "-c", script]);
-    words.map(str::to_owned).collect()
 }
 
 fn is_installed(program: &str) -> bool {

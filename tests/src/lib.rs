@@ -14,11 +14,13 @@
 //! Nothing here waits without an end: see [`place::patience`].
 
 pub mod bundle;
+pub mod cni;
 pub mod container;
 pub mod containerd;
 pub mod docker;
 pub mod initramfs;
 pub mod leaks;
+pub mod network;
 pub mod orphan;
 pub mod outcome;
 pub mod pattern;

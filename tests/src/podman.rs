@@ -14,7 +14,9 @@ use tempfile::TempDir;
 
 use crate::Outcome;
 use crate::bundle::Bundle;
+use crate::cni;
 use crate::leaks::{self, Trace};
+use crate::network::Namespace;
 use crate::place::{artefact, binary, machine, skip};
 use crate::process::{POLL, Process};
 use crate::sandbox::MARK;
@@ -30,11 +32,27 @@ const RUNTIME: &str = "runtime";
 pub struct Podman {
     id: String,
     directory: TempDir,
+    /// The network namespace that takes the host's place; none: containers have no network.
+    host: Option<Namespace>,
 }
 
 impl Podman {
     /// One for a test, with [`IMAGE`]. `None`, and a notice, where Podman is not installed.
     pub fn new(name: &str) -> Option<Self> {
+        Self::with(name, None)
+    }
+
+    /// One with Podman's default network, in a namespace that takes the host's place. `None`, and a notice, where that
+    /// cannot be had.
+    pub fn with_network(name: &str) -> Option<Self> {
+        if let Some(why) = cni::missing() {
+            skip(name, why);
+            return None;
+        }
+        Self::with(name, Some(Namespace::new()))
+    }
+
+    fn with(name: &str, host: Option<Namespace>) -> Option<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         if !is_installed() {
             skip(name, "Podman is not installed: apt-get install --no-install-recommends podman");
@@ -46,7 +64,7 @@ impl Podman {
         for name in ["state", "tmp"] {
             std::fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
         }
-        let podman = Self { id, directory };
+        let podman = Self { id, directory, host };
         podman.write_runtime();
         podman.import();
         Some(podman)
@@ -76,6 +94,15 @@ impl Podman {
         let tar = self.path("image.tar");
         Bundle::make(&self.path("bundle")).pack(&tar);
         self.podman(["import".into(), "--quiet".into(), tar.into(), OsString::from(IMAGE)]).expect_code(0);
+    }
+
+    /// The network namespace that takes the host's place.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn host(&self) -> &Namespace {
+        self.host.as_ref().expect("a Podman with a network")
     }
 
     /// A file or directory of the test.
@@ -131,14 +158,18 @@ impl Podman {
 
     fn run_words(&self, options: &str, script: &str) -> Vec<String> {
         let cgroup = format!("/{}", self.id);
-        let fixed = ["run", "--network", "none", "--cgroup-parent", &cgroup];
-        let words = fixed.into_iter().chain(options.split_whitespace()).chain([IMAGE, "sh", "-c", script]);
+        let network: &[&str] = if self.host.is_some() { &[] } else { &["--network", "none"] };
+        let fixed = ["run", "--cgroup-parent", &cgroup].into_iter().chain(network.iter().copied());
+        let words = fixed.chain(options.split_whitespace()).chain([IMAGE, "sh", "-c", script]);
         words.map(str::to_owned).collect()
     }
 
     /// The command line.
     pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
-        let mut command = Command::new("podman");
+        let mut command = match &self.host {
+            Some(host) => host.command("podman"),
+            None => Command::new("podman"),
+        };
         for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "libpod")] {
             command.arg(option).arg(self.path(name));
         }

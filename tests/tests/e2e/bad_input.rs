@@ -61,11 +61,7 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
             json!([{"pageSize": "/2MB", "limit": 1}]),
             "linux.resources.hugepageLimits[0].pageSize",
         ),
-        (
-            "/linux/namespaces",
-            json!([{"type": "network", "path": "/proc/1/ns/net"}]),
-            "linux.namespaces[0].path",
-        ),
+        ("/linux/namespaces", json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]), "linux.namespaces[0].path"),
         ("/mounts", json!([{"destination": "/x", "type": "nfs", "source": "x"}]), "mounts[0].type"),
         ("/mounts", json!([{"destination": "/x", "type": "tmpfs", "options": ["frob"]}]), "mounts[0]"),
         ("/windows", json!({"layerFolders": ["x"]}), "windows"),
