@@ -280,9 +280,9 @@ impl Container {
     /// Removes the container, whose process does not run. Returns how that ended.
     pub fn delete(&self) -> Result<(u32, Exit), Error> {
         self.init.expect(&[Status::Created, Status::Stopped], "delete")?;
-        match lifecycle::delete(&self.id, self.root()).map_err(Error::from) {
-            Err(error) if !error.is_gone() => return Err(error),
-            _ => {}
+        // By force: where what stands for the container was killed, its monitor may not be gone yet.
+        if let Some(damage) = lifecycle::delete_by_force(&self.id, self.root())? {
+            log::error(&damage);
         }
         let exit = self
             .init

@@ -4,8 +4,9 @@
 //! the other. A containerd that is being restarted is waited for, for a while; it asks for the state of tasks when it is
 //! back, so that an event that never arrived loses nobody anything but time.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -65,16 +66,21 @@ pub struct Events {
     namespace: String,
     queue: Mutex<Option<SyncSender<Envelope>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Whether nothing is worth waiting for any more.
+    finishing: Arc<AtomicBool>,
 }
 
 impl Events {
     /// Sends to the containerd that listens at this address.
     pub fn to(address: String, namespace: &str) -> std::io::Result<Self> {
         let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-        let thread =
-            std::thread::Builder::new().name("events".into()).spawn(move || forward(&address, &receiver))?;
+        let finishing = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&finishing);
+        let thread = std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || forward(&address, &receiver, &seen))?;
         let (queue, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
-        Ok(Self { namespace: namespace.into(), queue, thread })
+        Ok(Self { namespace: namespace.into(), queue, thread, finishing })
     }
 
     /// Puts an event behind those that are on their way.
@@ -92,15 +98,17 @@ impl Events {
         }
     }
 
-    /// Waits until those that are on their way have arrived, or were given up. There are no others after that.
+    /// Waits until those that are on their way have arrived, or were given up: a containerd that is gone is not waited
+    /// for any more. There are no others after that.
     pub fn finish(&self) {
+        self.finishing.store(true, Ordering::Relaxed);
         drop(self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let _ = thread.map(JoinHandle::join);
     }
 }
 
-fn forward(address: &str, queue: &Receiver<Envelope>) {
+fn forward(address: &str, queue: &Receiver<Envelope>, finishing: &AtomicBool) {
     let mut client = None;
     for envelope in queue {
         let topic = envelope.topic.clone();
@@ -108,8 +116,11 @@ fn forward(address: &str, queue: &Receiver<Envelope>) {
         for attempt in 1..=ATTEMPTS {
             match send(&mut client, address, &request) {
                 Ok(()) => break,
-                Err(error) if attempt == ATTEMPTS => {
+                // The connection may have been to one that is no more.
+                Err(_) if attempt == 1 => {}
+                Err(error) if attempt == ATTEMPTS || finishing.load(Ordering::Relaxed) => {
                     log::error(&format!("the event {topic} could not be sent to containerd: {error}"));
+                    break;
                 }
                 Err(_) => std::thread::sleep(PAUSE),
             }

@@ -10,11 +10,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use sandbox_runtime::sandbox::Ends;
 
 use crate::logger::Logger;
+
+/// How long the reader of a fifo may take to open it.
+const READER_TIME: Duration = Duration::from_secs(30);
+
+const READER_POLL: Duration = Duration::from_millis(2);
 
 /// What containerd says of a process's streams.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -130,9 +136,9 @@ pub fn open(streams: &Streams, id: &str, namespace: &str) -> Result<(Ends, Held)
     let stdin = match Target::of(&streams.stdin)? {
         Target::Nothing => null()?,
         Target::Fifo(path) => {
-            let (reader, writer) = both_ends(&path)?;
+            let (reader, writer) = input_ends(&path)?;
             held.stdin = Some(writer);
-            reader
+            reader.into()
         }
         Target::File(_) | Target::Program { .. } => return Err(StdioError::Unknown(streams.stdin.clone())),
     };
@@ -156,8 +162,8 @@ fn output(target: Target, held: &mut Held) -> Result<OwnedFd, StdioError> {
     match target {
         Target::Nothing => null(),
         Target::Fifo(path) => {
-            let (reader, writer) = both_ends(&path)?;
-            held._readers.push(File::from(reader));
+            let (reader, writer) = output_ends(&path)?;
+            held._readers.push(reader);
             // The monitor waits for room, as long as it takes.
             rustix::fs::fcntl_setfl(&writer, OFlags::empty()).map_err(|error| StdioError::Open {
                 name: path.display().to_string(),
@@ -177,20 +183,38 @@ fn output(target: Target, held: &mut Held) -> Result<OwnedFd, StdioError> {
     }
 }
 
-/// Opens both ends of a fifo, the reading one first: that does not wait for anybody, and then the other does not
-/// either.
-fn both_ends(path: &Path) -> Result<(OwnedFd, File), StdioError> {
-    let failed = |error: io::Error| StdioError::Open { name: path.display().to_string(), error };
-    let open = |access| {
-        let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))
+/// Opens the ends of a fifo that is written to, once somebody reads it: a reader that comes when the process has ended
+/// finds no writer, and what was written is lost to it.
+fn output_ends(path: &Path) -> Result<(File, File), StdioError> {
+    let deadline = Instant::now() + READER_TIME;
+    let writer = loop {
+        match open_fifo(path, OFlags::WRONLY) {
+            Err(StdioError::Open { error, .. })
+                if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(READER_POLL);
+            }
+            opened => break opened?,
+        }
     };
-    let reader = open(OFlags::RDONLY)?;
-    let is_fifo = std::fs::metadata(path).map_err(failed)?.file_type().is_fifo();
-    if !is_fifo {
-        return Err(StdioError::Unknown(path.display().to_string()));
+    Ok((open_fifo(path, OFlags::RDONLY)?, writer))
+}
+
+/// Opens the ends of a fifo that is read from. That waits for nobody, since both are ours.
+fn input_ends(path: &Path) -> Result<(File, File), StdioError> {
+    Ok((open_fifo(path, OFlags::RDONLY)?, open_fifo(path, OFlags::WRONLY)?))
+}
+
+fn open_fifo(path: &Path, access: OFlags) -> Result<File, StdioError> {
+    let failed = |error: io::Error| StdioError::Open { name: path.display().to_string(), error };
+    let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?);
+    match file.metadata().map_err(failed)?.file_type().is_fifo() {
+        true => Ok(file),
+        false => Err(StdioError::Unknown(path.display().to_string())),
     }
-    Ok((reader, File::from(open(OFlags::WRONLY)?)))
 }
 
 fn null() -> Result<OwnedFd, StdioError> {
@@ -230,9 +254,13 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .unwrap();
         let streams = Streams { stdout: path.to_str().unwrap().into(), ..Streams::default() };
+        let first = {
+            let path = path.clone();
+            std::thread::spawn(move || File::open(path).unwrap())
+        };
         let (ends, held) = open(&streams, "id", "ns").unwrap();
         let mut writer = File::from(ends.stdout.unwrap());
-        drop(File::open(&path).unwrap());
+        drop(first.join().unwrap());
         writer.write_all(b"all the same").unwrap();
         let mut reader = File::open(&path).unwrap();
         drop(writer);

@@ -120,12 +120,13 @@ fn megabytes_go_in_and_out_unchanged() {
 fn twenty_at_once_do_not_mix() {
     let Some(containerd) = Containerd::new("ctr-many") else { return };
     let start = |n: usize| {
-        let script = format!("echo {n} {n}; exit {n}");
-        Process::spawn(&mut containerd.run_command(&format!("box{n}"), "--rm", &script))
+        let script = format!("echo {n} {n}; exit {}", n + 100);
+        let options = "--rm --memory-limit 33554432";
+        Process::spawn(&mut containerd.run_command(&format!("box{n}"), options, &script))
     };
     let runs: Vec<_> = (1..=20).map(start).collect();
     for (run, n) in runs.into_iter().zip(1..) {
-        let outcome = run.wait().expect_code(n);
+        let outcome = run.wait().expect_code(n + 100);
         assert_eq!(outcome.out(), format!("{n} {n}\n"));
     }
 }

@@ -36,6 +36,15 @@ fn a_shim_that_is_killed_leaves_nothing() {
 }
 
 #[test]
+fn output_that_nobody_reads_holds_up_no_kill() {
+    let Some(containerd) = Containerd::new("ctr-unread") else { return };
+    // The fifos of one that is detached lose their reader when `ctr` ends.
+    containerd.run("box", "--detach", "while :; do echo more output; done").expect_code(0);
+    assert_eq!(containerd.status("box").as_deref(), Some("RUNNING"));
+    containerd.end("box");
+}
+
+#[test]
 fn a_machine_that_is_killed_is_the_end_of_its_task() {
     let Some(containerd) = Containerd::new("ctr-machine") else { return };
     containerd.detach("box", SERVICE);
