@@ -17,8 +17,11 @@ use crate::dial::{DialError, Dialer};
 use crate::kmsg;
 use crate::serve::ServeError;
 
-/// Where the containers' cgroups are.
+/// Where the guest's cgroups are.
 pub const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+/// The cgroup that holds those of all containers, and nothing else: that of the pod.
+pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";
 
 /// Where a container's root is put together, each in a mount namespace of its own.
 pub const ROOT_STAGE: &str = "/run/sandbox/root";
@@ -87,7 +90,9 @@ pub fn system() -> Result<(), BootError> {
     }
     device_nodes()?;
     null_descriptors()?;
-    enable_controllers()?;
+    enable_controllers(CGROUP_MOUNT)?;
+    std::fs::create_dir(POD_CGROUP).map_err(|e| failed(format!("make {POD_CGROUP}"), e))?;
+    enable_controllers(POD_CGROUP)?;
     for dir in [ROOT_STAGE, LAYER_STAGE] {
         std::fs::create_dir_all(dir).map_err(|e| failed(format!("make {dir}"), e))?;
     }
@@ -215,10 +220,10 @@ pub fn machine() -> Result<(), BootError> {
     std::fs::write(SETTING, "1").map_err(|e| failed(format!("write {SETTING}"), e))
 }
 
-/// Gives every controller that the kernel has to the cgroups below the root.
-fn enable_controllers() -> Result<(), BootError> {
-    let list = format!("{CGROUP_MOUNT}/cgroup.controllers");
-    let control = format!("{CGROUP_MOUNT}/cgroup.subtree_control");
+/// Gives every controller that a cgroup has to those below it.
+fn enable_controllers(cgroup: &str) -> Result<(), BootError> {
+    let list = format!("{cgroup}/cgroup.controllers");
+    let control = format!("{cgroup}/cgroup.subtree_control");
     let controllers = std::fs::read_to_string(&list).map_err(|e| failed(format!("read {list}"), e))?;
     let wanted: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
     if wanted.is_empty() {

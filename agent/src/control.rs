@@ -165,8 +165,9 @@ mod tests {
     fn requests_come_out_of_one_read_and_the_end_is_told() {
         let (host, guest) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut control = Control::new(guest.into()).unwrap();
-        let sent: Vec<Request> =
-            (0..3).map(|id| Request { id, call: Call::Delete { container: "c".into() } }).collect();
+        let sent: Vec<Request> = (0..3)
+            .map(|id| Request { id, call: Call::Delete { container: "c".into(), share: None } })
+            .collect();
         std::io::Write::write_all(&mut &host, &frames(&sent)).unwrap();
         assert_eq!(control.receive().unwrap(), sent);
         drop(host);

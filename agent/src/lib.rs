@@ -19,6 +19,7 @@ mod configure;
 mod container;
 mod control;
 mod dial;
+mod forget;
 mod kmsg;
 mod lifecycle;
 mod network;

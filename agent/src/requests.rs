@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use rustix::termios::Winsize;
-use sandbox_protocol::{Call, Configure, Create, Exec, Failure, FailureKind, Outcome, Request};
+use sandbox_protocol::{Call, Configure, Create, Exec, Failure, FailureKind, Joined, Outcome, Request};
 
 use crate::configure::configure;
 use crate::container::cgroup::Cgroup;
-use crate::container::{self, Container, Spawned};
+use crate::container::{self, Container, Shared, Spawned};
+use crate::forget;
 use crate::network::{self, Standby};
 use crate::process::{Process, Role, Serial, Stage};
 use crate::serve::{Agent, Flow, ServeError};
@@ -68,7 +69,7 @@ impl Agent {
             Call::Update { container, resources } => self.update(&container, &resources).map(done),
             Call::Processes { container } => self.processes(&container).map(Answer::Now),
             Call::Stats { container } => self.stats(&container).map(Answer::Now),
-            Call::Delete { container } => self.delete(&container).map(done),
+            Call::Delete { container, share } => self.delete(&container, share.as_deref()).map(done),
             Call::PowerOff => Ok(Answer::PowerOff),
         }
     }
@@ -89,14 +90,15 @@ impl Agent {
             return Err(other(format!("the guest has {MAX_CONTAINERS} containers, which is its limit")));
         }
         self.check_process_count()?;
-        container::check(&create.spec).map_err(other)?;
+        let namespaces = container::namespaces_of(create).map_err(other)?;
+        let shared = self.shared_by(create)?;
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
         let owner = Owner { container: &create.container, process: "" };
         let terminal = process.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
-        let spawned = container::delegate(&create.spec, &cgroup)
-            .and_then(|()| container::spawn_init(create, &cgroup, child));
+        let spawned = container::delegate(&create.spec, namespaces, &cgroup)
+            .and_then(|()| container::spawn_init(create, namespaces, &shared, &cgroup, child));
         let spawned = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
@@ -106,9 +108,25 @@ impl Agent {
             }
         };
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
-        self.containers.insert(create.container.clone(), Container::new(create.spec.clone(), cgroup, serial));
+        let container = Container::new(create, namespaces, cgroup, serial);
+        self.containers.insert(create.container.clone(), container);
         self.connect(serial, agent, owner);
         Ok(())
+    }
+
+    /// The processes in whose namespaces a container is to be.
+    fn shared_by(&self, create: &Create) -> Result<Vec<Shared>, Failure> {
+        let process = |joined: &Joined| {
+            let init = self.container(&joined.container).map(|container| container.init)?;
+            let init = self.processes.get(&init).filter(|init| !init.has_ended()).ok_or_else(|| {
+                not_found(format!(
+                    "the {} namespace of the container {:?} cannot be joined: it has ended",
+                    joined.kind, joined.container
+                ))
+            })?;
+            Ok(Shared { kind: joined.kind, process: init.pidfd.try_clone().map_err(other)? })
+        };
+        create.joined.iter().map(process).collect()
     }
 
     fn exec(&mut self, request: u64, exec: &Exec) -> Result<(), Failure> {
@@ -220,10 +238,26 @@ impl Agent {
             .map_err(|e| other(format!("cannot set the size of the terminal of {container:?}: {e}")))
     }
 
-    fn delete(&mut self, id: &str) -> Result<(), Failure> {
+    fn delete(&mut self, id: &str, share: Option<&str>) -> Result<(), Failure> {
+        let deleted = self.delete_container(id);
+        if let Some(share) = share {
+            check_id(share)?;
+            forget::forget(share);
+        }
+        deleted
+    }
+
+    fn delete_container(&mut self, id: &str) -> Result<(), Failure> {
         self.container(id)?;
-        if self.processes.values().any(|p| p.container == id) {
+        if self.processes.values().any(|p| p.container == id && !p.has_ended()) {
             return Err(other(format!("the container {id:?} is not stopped: kill it first")));
+        }
+        // What these had to say, nobody has read so far.
+        let ended: Vec<Serial> =
+            self.processes.iter().filter(|(_, p)| p.container == id).map(|(serial, _)| *serial).collect();
+        for serial in ended {
+            let Some(process) = self.processes.remove(&serial) else { continue };
+            process.inputs.iter().chain(&process.outputs).for_each(|number| self.stop_pump(*number));
         }
         let Some(container) = self.containers.remove(id) else { return Ok(()) };
         container.cgroup.remove().map_err(other)

@@ -34,6 +34,9 @@ pub const FAILED: u8 = 1;
 /// Any other command was not understood.
 pub const MISUNDERSTOOD: u8 = 2;
 
+/// It was killed, as shells say it.
+pub const KILLED: u8 = SIGNAL + SIGKILL;
+
 const SIGNAL: u8 = 128;
 const SIGINT: u8 = 2;
 const SIGKILL: u8 = 9;
@@ -48,7 +51,7 @@ pub fn code_of(ending: &Ending) -> u8 {
             Failure::TimedOut => TIMED_OUT,
             Failure::Cancelled { signal } => SIGNAL.saturating_add(*signal),
             Failure::Interrupted => SIGNAL + SIGINT,
-            Failure::Killed => SIGNAL + SIGKILL,
+            Failure::Killed => KILLED,
             Failure::Other => SANDBOX_FAILED,
         },
     }

@@ -13,6 +13,7 @@
 //! | [`agent`] | the connections of the agent in the guest |
 //! | [`stdio`] | moving the bytes of standard streams; terminals |
 //! | [`cgroup`] | the cgroup of the host that a sandbox is put in |
+//! | [`share`] | the files of a machine that runs: adding a container's, and taking them away |
 //! | [`hooks`] | the hooks that run on the host |
 //! | [`features`] | what the runtime can do, for engines |
 //! | [`state`] | ids, states, the state directory |
@@ -29,15 +30,18 @@ pub mod exit;
 pub mod features;
 pub mod hooks;
 pub mod lifecycle;
+pub mod listening;
 pub mod log;
 pub mod machine;
 pub mod monitor;
+mod mounts;
 pub mod network;
 pub mod printable;
 pub mod process;
 pub mod quantity;
 mod replace;
 pub mod sandbox;
+pub mod share;
 pub mod spec;
 pub mod stand_in;
 pub mod state;
@@ -60,6 +64,7 @@ pub fn hidden(args: &[OsString]) -> Option<u8> {
     match args.get(1)?.to_str()? {
         monitor::SUBCOMMAND => Some(code_of(monitor::main(args.get(2).map(OsString::as_os_str)))),
         stand_in::SUBCOMMAND => Some(code_of(stand_in::main())),
+        stand_in::MEMBER => Some(code_of(stand_in::member())),
         client::HOLDER => Some(code_of(client::holder())),
         _ => None,
     }

@@ -118,6 +118,11 @@ impl Machine {
         self.child.id()
     }
 
+    /// A descriptor of the process.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
     /// Waits until the process has ended. `false`: it has not, by the deadline.
     pub fn wait(&mut self, deadline: Instant) -> bool {
         process::wait_for(&self.pidfd, deadline)

@@ -12,10 +12,12 @@ use sandbox_protocol::{
     MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Outcome, Reply, Request, RootWrites, Stream, StreamHello, Streams,
     VERSION, frame,
 };
+use sandbox_runtime::monitor::claim;
 use sandbox_runtime::sandbox::{
-    Ending, Ends, Event, Failure, Inbox, Plan, Request as Ask, Times, Watcher, run,
+    Answer, Claimed, ContainerPlan, Ending, Ends, Event, Failure, Inbox, MachinePlan, Newcomer,
+    Request as Ask, Times, Watcher, run,
 };
-use sandbox_runtime::state::{SandboxId, StateDir, StateDirPaths};
+use sandbox_runtime::state::{SandboxId, StateDirPaths};
 use sandbox_runtime::timings::{Moment, Timeline};
 use sandbox_vmm_api::{MachineChoice, MachineKind, ShareEntry, VmConfig};
 
@@ -35,7 +37,8 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 /// A state root with the plan of a sandbox.
 struct Case {
     root: tempfile::TempDir,
-    plan: Plan,
+    plan: MachinePlan,
+    first: Claimed,
     inbox: Inbox,
     _one: MutexGuard<'static, ()>,
 }
@@ -57,19 +60,20 @@ impl Case {
         std::fs::write(&vmm, format!("#!/bin/sh\ncat >/dev/null\n{machine}\n")).unwrap();
         std::fs::set_permissions(&vmm, PermissionsExt::from_mode(0o755)).unwrap();
         let state = root.path().join("state");
-        let plan = plan(vmm, &state);
-        Self { root, plan, inbox: Inbox::new(), _one: one }
+        let inbox = Inbox::new();
+        let first = claim(container(&state, "box"), inbox.sender()).unwrap();
+        Self { root, plan: machine_plan(vmm, &state), first, inbox, _one: one }
     }
 
     /// Runs the sandbox with this agent. Nothing is left of it.
     fn ending(self, agent: impl FnOnce(Agent) + Send + 'static) -> Ending {
-        let directory = StateDir::claim(&self.plan.root, &self.plan.id).unwrap();
-        let paths = self.plan.directory();
-        let playing = std::thread::spawn(move || agent(Agent { directory: paths }));
+        let state = self.first.plan.root.clone();
+        let directory = self.first.plan.directory();
+        let playing = std::thread::spawn(move || agent(Agent { directory }));
         let mut timeline = Timeline::from(Moment::now());
         let ends = Ends::inherited().unwrap();
-        let ending = run(self.plan.clone(), directory, ends, &self.inbox, &mut Nobody, &mut timeline);
-        assert_eq!(std::fs::read_dir(&self.plan.root).unwrap().count(), 0, "the state directory is left");
+        let ending = run(self.plan, self.first, ends, &self.inbox, &mut Nobody, &mut timeline);
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0, "the state directory is left");
         let _ = playing.join();
         drop(self.root);
         ending
@@ -83,12 +87,11 @@ impl Case {
     }
 }
 
-fn plan(vmm: PathBuf, state: &Path) -> Plan {
-    let id: SandboxId = "box".parse().unwrap();
-    let directory = state.join("box");
+fn container(state: &Path, name: &str) -> ContainerPlan {
+    let id: SandboxId = name.parse().unwrap();
     let spec = serde_json::json!({"ociVersion": "1.2.0",
         "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}}});
-    Plan {
+    ContainerPlan {
         id,
         root: state.into(),
         bundle: "/bundle".into(),
@@ -100,8 +103,22 @@ fn plan(vmm: PathBuf, state: &Path) -> Plan {
         annotations: Default::default(),
         network: Default::default(),
         hooks: Default::default(),
+        create: Create {
+            container: name.into(),
+            spec: serde_json::from_value(spec).unwrap(),
+            root: RootWrites::Overlay,
+            user: None,
+            streams: Streams { stdin: true, stdout: true, stderr: true },
+            joined: vec![],
+        },
+    }
+}
+
+fn machine_plan(vmm: PathBuf, state: &Path) -> MachinePlan {
+    let directory = state.join("box");
+    MachinePlan {
         vmm,
-        machine: VmConfig {
+        config: VmConfig {
             machine: MachineChoice::Auto,
             kernel: "/kernel".into(),
             image: "/image".into(),
@@ -115,13 +132,6 @@ fn plan(vmm: PathBuf, state: &Path) -> Plan {
             balloon: false,
             console: None,
             control_socket: StateDirPaths(&directory).vmm_socket(),
-        },
-        create: Create {
-            container: "box".into(),
-            spec: serde_json::from_value(spec).unwrap(),
-            root: RootWrites::Overlay,
-            user: None,
-            streams: Streams { stdin: true, stdout: true, stderr: true },
         },
         times: Times { answer: Duration::from_secs(60), run: None },
         debug: false,
@@ -160,8 +170,12 @@ impl Agent {
     }
 
     fn stream(&self, stream: Stream) -> UnixStream {
+        self.stream_of("box", stream)
+    }
+
+    fn stream_of(&self, container: &str, stream: Stream) -> UnixStream {
         let mut connection = self.dial(StateDirPaths(&self.directory).stream_socket());
-        let hello = StreamHello { container: "box".into(), process: String::new(), stream };
+        let hello = StreamHello { container: container.into(), process: String::new(), stream };
         frame::write(&mut connection, &hello, 1024).unwrap();
         connection
     }
@@ -340,12 +354,13 @@ fn a_machine_that_cannot_be_started_is_named() {
 #[test]
 fn what_others_want_ends_a_start() {
     for (event, expected) in [
-        (Event::Request(Ask::Interrupt, None), Failure::Cancelled { signal: 2 }),
-        (Event::Request(Ask::Signal { signal: 15, all: false }, None), Failure::Cancelled { signal: 15 }),
-        (Event::ClientGone, Failure::Other),
+        (Some(Ask::Interrupt), Failure::Cancelled { signal: 2 }),
+        (Some(Ask::Signal { signal: 15, all: false }), Failure::Cancelled { signal: 15 }),
+        (None, Failure::Other),
     ] {
         let case = Case::new(GOOD);
-        case.inbox.sender().send(event).unwrap();
+        let event = event.map(|request| Event::Request(case.first.serial, request, None));
+        case.inbox.sender().send(event.unwrap_or(Event::ClientGone)).unwrap();
         assert_eq!(case.failure(|_| {}).0, expected);
     }
 }
@@ -365,7 +380,7 @@ fn a_second_interrupt_and_a_timeout_cut_a_process_off() {
     assert_eq!(case.failure(runs_for_ever).0, Failure::TimedOut);
 
     let case = Case::new(GOOD);
-    let sender = case.inbox.sender();
+    let (sender, serial) = (case.inbox.sender(), case.first.serial);
     let (failure, _) = case.failure(move |agent| {
         let mut control = agent.hello();
         control.answer(Outcome::Done);
@@ -374,10 +389,68 @@ fn a_second_interrupt_and_a_timeout_cut_a_process_off() {
         control.answer(Outcome::Done);
         std::thread::sleep(Duration::from_millis(100));
         for _ in 0..2 {
-            sender.send(Event::Request(Ask::Interrupt, None)).unwrap();
+            sender.send(Event::Request(serial, Ask::Interrupt, None)).unwrap();
         }
         assert!(matches!(control.answer(Outcome::Done), Some(Call::Signal { signal: 2, .. })));
         control.linger();
     });
     assert_eq!(failure, Failure::Interrupted);
+}
+
+#[test]
+fn a_container_that_joins_lives_and_leaves_and_is_not_believed_in_afterwards() {
+    let case = Case::new(GOOD);
+    let (sender, state) = (case.inbox.sender(), case.first.plan.root.clone());
+    let (owner, told) = std::sync::mpsc::sync_channel(2);
+    let (failure, message) = case.failure(move |agent| {
+        let mut control = agent.configured();
+        let _first = agent.streams();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        let place = claim(container(&state, "other"), sender.clone()).unwrap();
+        let newcomer = Newcomer { place, ends: Ends::inherited().unwrap(), shares: vec![], owner };
+        sender.send(Event::Join(Box::new(newcomer))).unwrap();
+        let streams = [Stream::Stdin, Stream::Stdout, Stream::Stderr].map(|s| agent.stream_of("other", s));
+        assert!(
+            matches!(control.answer(Outcome::Done), Some(Call::Create(create)) if create.container == "other")
+        );
+        assert!(
+            matches!(control.answer(Outcome::Done), Some(Call::Start { container }) if container == "other")
+        );
+        control.exited("other", ExitStatus::Code(5));
+        drop(streams);
+        let call = control.answer(Outcome::Done);
+        assert!(matches!(call, Some(Call::Delete { container, .. }) if container == "other"));
+        assert_eq!(told.recv(), Ok(Answer::Done));
+        assert_eq!(told.recv(), Ok(Answer::Exited { status: ExitStatus::Code(5) }));
+        assert!(!state.join("other").exists(), "what is not kept is gone before anybody is told");
+        control.exited("other", ExitStatus::Code(5));
+        control.linger();
+    });
+    assert_eq!(failure, Failure::Other);
+    assert!(message.contains("a process that does not exist"), "{message}");
+}
+
+#[test]
+fn a_container_that_fails_is_not_the_end_of_the_others() {
+    let case = Case::new(GOOD);
+    let (sender, state) = (case.inbox.sender(), case.first.plan.root.clone());
+    let (owner, told) = std::sync::mpsc::sync_channel(2);
+    let ending = case.ending(move |agent| {
+        let mut control = agent.configured();
+        let first = agent.streams();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        let place = claim(container(&state, "other"), sender.clone()).unwrap();
+        let newcomer = Newcomer { place, ends: Ends::inherited().unwrap(), shares: vec![], owner };
+        sender.send(Event::Join(Box::new(newcomer))).unwrap();
+        assert!(matches!(control.answer(failed(FailureKind::Other)), Some(Call::Create(_))));
+        assert!(matches!(control.answer(failed(FailureKind::NotFound)), Some(Call::Delete { .. })));
+        assert!(matches!(told.recv(), Ok(Answer::Refused { message }) if message.contains("colour")));
+        assert!(told.recv().is_err());
+        control.exited("box", ExitStatus::Code(0));
+        drop(first);
+        control.linger();
+    });
+    assert_eq!(ending, Ending::Exited { status: ExitStatus::Code(0), out_of_memory: false });
 }

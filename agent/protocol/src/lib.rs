@@ -20,7 +20,7 @@ mod stats;
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 pub use network::{Address, Interface, Mac, Neighbour, Network, Route};
@@ -143,10 +143,13 @@ pub enum Call {
         /// The container.
         container: String,
     },
-    /// Removes a stopped container.
+    /// Removes a stopped container, and forgets its files, which the host has taken away.
     Delete {
         /// The container.
         container: String,
+        /// The directory of the share that it had for itself.
+        #[serde(default)]
+        share: Option<String>,
     },
     /// Syncs and powers the guest off. There is no reply: the machine goes.
     PowerOff,
@@ -181,6 +184,18 @@ pub struct Create {
     pub user: Option<String>,
     /// Which of the process's streams the host wants.
     pub streams: Streams,
+    /// The namespaces that it shares with other containers. The configuration does not mention them.
+    #[serde(default)]
+    pub joined: Vec<Joined>,
+}
+
+/// A namespace that a container shares with another one.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Joined {
+    /// Its type.
+    pub kind: LinuxNamespaceType,
+    /// The other container, which runs or is created.
+    pub container: String,
 }
 
 /// Where writes to a root file system go.

@@ -1,4 +1,4 @@
-//! The cgroup of a container: one directory under the root of the guest's hierarchy, which is version 2
+//! The cgroup of a container: one directory in that of the pod, in the guest's hierarchy, which is version 2
 //! whatever the host has.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::device_filter::{self, DeviceFilterError};
 use super::limits::{self, LimitError, Offered, Setting};
 use super::user_namespace::Owner;
-use crate::boot::CGROUP_MOUNT;
+use crate::boot::{CGROUP_MOUNT, POD_CGROUP};
 
 /// Lists the files of a cgroup that go with it when it is given to somebody.
 const DELEGATED_FILES: &str = "/sys/kernel/cgroup/delegate";
@@ -74,7 +74,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes the cgroup of a container and sets its limits and device rules; `id` is a plain name.
     pub fn create(id: &str, linux: Option<&Linux>) -> Result<Self, CgroupError> {
-        let path = Path::new(CGROUP_MOUNT).join(id);
+        let path = Path::new(POD_CGROUP).join(id);
         std::fs::create_dir(&path).map_err(|e| file_error("make", &path, e))?;
         let made = Self::open(path.clone()).and_then(|cgroup| {
             cgroup.apply(linux)?;

@@ -1,20 +1,21 @@
 //! The first process of a container, from its clone to its program.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::Mode;
+use rustix::thread::ThreadNameSpaceType;
 use sandbox_protocol::Create;
 
 use super::beneath::{Kind, Root};
 use super::hooks::StartHooks;
 use super::mounts::{self, Surroundings};
-use super::namespaces::Namespaces;
+use super::namespaces::{self, Namespaces};
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::workload::{self, Workload};
-use super::{channel, devices, hidden, network, rootfs, sysctl, time, user_namespace};
+use super::{Shared, channel, devices, hidden, network, rootfs, sysctl, time, user_namespace};
 use crate::stdio::ChildStdio;
 
 /// Sets the container up and executes its program, or says why not and ends.
@@ -24,13 +25,14 @@ pub fn run(
     create: &Create,
     namespaces: Namespaces,
     made_outside: Option<OwnedFd>,
+    shared: &[Shared],
     cgroup: &Path,
     channel: &OwnedFd,
     stdio: &ChildStdio,
 ) -> ! {
     let set_up = channel::wait_for_word(channel)
         .map_err(SetupError::step("wait for the agent"))
-        .and_then(|()| set_up(create, namespaces, made_outside, cgroup));
+        .and_then(|()| set_up(create, namespaces, made_outside, shared, cgroup));
     let error = match set_up {
         Ok(workload) => workload.run(channel, stdio),
         Err(e) => e,
@@ -44,6 +46,7 @@ fn set_up<'a>(
     create: &'a Create,
     namespaces: Namespaces,
     made_outside: Option<OwnedFd>,
+    shared: &[Shared],
     cgroup: &Path,
 ) -> Result<Workload<'a>, SetupError> {
     let spec = &create.spec;
@@ -52,6 +55,7 @@ fn set_up<'a>(
     if namespaces.has(LinuxNamespaceType::User) {
         user_namespace::become_root()?;
     }
+    join(shared)?;
     name(spec, namespaces)?;
     let root = rootfs::assemble(spec, create.root, made_outside)?;
     let terminal = fill(spec, process, &root, namespaces, cgroup)?;
@@ -66,6 +70,17 @@ pub fn begin_session() -> Result<(), SetupError> {
     workload::reset_signals()?;
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().map(drop).map_err(SetupError::step("begin a session"))
+}
+
+/// Joins the namespaces of other containers. It has been born into that of process ids, if it shares one.
+fn join(shared: &[Shared]) -> Result<(), SetupError> {
+    for Shared { kind, process } in shared.iter().filter(|shared| shared.kind != LinuxNamespaceType::Pid) {
+        let flag = namespaces::flag(*kind).cast_unsigned();
+        let flag = ThreadNameSpaceType::from_bits_retain(flag);
+        rustix::thread::move_into_thread_name_spaces(process.as_fd(), flag)
+            .map_err(SetupError::step(format!("join the {kind} namespace of another container")))?;
+    }
+    Ok(())
 }
 
 /// What the container's namespaces say: its names, its network, its kernel settings.

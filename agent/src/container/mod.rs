@@ -6,7 +6,7 @@
 //!
 //! | phase | module |
 //! |---|---|
-//! | what can be had at all | [`namespaces`], [`user_namespace`], [`check`] |
+//! | what can be had at all | [`namespaces`], [`user_namespace`] |
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`], [`time`] |
@@ -62,7 +62,8 @@ use crate::process::{Process, Serial};
 use crate::stdio::ChildStdio;
 use cgroup::{Cgroup, CgroupError};
 use clone::{Cloned, clone_into};
-use namespaces::{NamespaceError, Namespaces};
+use namespaces::NamespaceError;
+pub use namespaces::Namespaces;
 use rights::RightsError;
 use rootfs::RootError;
 use scheduling::{InitialCpus, SchedulingError};
@@ -73,6 +74,8 @@ use user_namespace::{UserNamespace, UserNamespaceError};
 pub struct Container {
     /// Its configuration, of which later processes inherit parts.
     pub spec: Spec,
+    /// Its namespaces, which later processes join.
+    namespaces: Namespaces,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// Its first process, which may have ended.
@@ -83,8 +86,8 @@ pub struct Container {
 
 impl Container {
     /// A container whose first process has been cloned.
-    pub fn new(spec: Spec, cgroup: Cgroup, init: Serial) -> Self {
-        Self { spec, cgroup, init, turn: None }
+    pub fn new(create: &Create, namespaces: Namespaces, cgroup: Cgroup, init: Serial) -> Self {
+        Self { spec: create.spec.clone(), namespaces, cgroup, init, turn: None }
     }
 }
 
@@ -143,19 +146,28 @@ pub enum SpawnError {
     PidNamespace(rustix::io::Errno),
 }
 
-/// Checks what can be checked without making anything.
+/// A namespace of another container, which a new one shares: a descriptor of that one's first process.
+#[derive(Debug)]
+pub struct Shared {
+    /// Its type.
+    pub kind: LinuxNamespaceType,
+    /// The process that is in it.
+    pub process: OwnedFd,
+}
+
+/// The namespaces that a container is to have, checked.
 ///
 /// # Errors
 ///
-/// The namespaces cannot be had.
-pub fn check(spec: &Spec) -> Result<(), NamespaceError> {
-    namespaces_of(spec).map(drop)
+/// They cannot be had.
+pub fn namespaces_of(create: &Create) -> Result<Namespaces, NamespaceError> {
+    let configured = create.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
+    Namespaces::of(configured.unwrap_or_default(), &create.joined)
 }
 
 /// Makes a new container's cgroup the container's own, where its root is an ordinary user of the guest and yet is to
 /// make cgroups below it.
-pub fn delegate(spec: &Spec, cgroup: &Cgroup) -> Result<(), SpawnError> {
-    let namespaces = namespaces_of(spec)?;
+pub fn delegate(spec: &Spec, namespaces: Namespaces, cgroup: &Cgroup) -> Result<(), SpawnError> {
     match user_namespace_of(spec, namespaces)? {
         Some(user) if namespaces.has(LinuxNamespaceType::Cgroup) && mounts::cgroup_is_writable(spec) => {
             Ok(cgroup.give_to(user.root())?)
@@ -165,8 +177,13 @@ pub fn delegate(spec: &Spec, cgroup: &Cgroup) -> Result<(), SpawnError> {
 }
 
 /// Clones the first process of a container.
-pub fn spawn_init(create: &Create, cgroup: &Cgroup, stdio: ChildStdio) -> Result<Spawned, SpawnError> {
-    let namespaces = namespaces_of(&create.spec)?;
+pub fn spawn_init(
+    create: &Create,
+    namespaces: Namespaces,
+    shared: &[Shared],
+    cgroup: &Cgroup,
+    stdio: ChildStdio,
+) -> Result<Spawned, SpawnError> {
     let process = create.spec.process().as_ref().ok_or(SpawnError::NoProcess)?;
     let user = user_namespace_of(&create.spec, namespaces)?;
     let made_outside = match user {
@@ -178,14 +195,18 @@ pub fn spawn_init(create: &Create, cgroup: &Cgroup, stdio: ChildStdio) -> Result
         sysctl::write_for_network(create.spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()))?;
     }
     let (agent_end, child_end) = channel::pair().map_err(SpawnError::Channel)?;
+    let pids = shared.iter().find(|shared| shared.kind == LinuxNamespaceType::Pid);
+    let born_into = PidNamespace::enter(pids.map(|pids| &pids.process))?;
     // SAFETY: the agent has one thread.
     let cloned = unsafe { clone_into(namespaces.clone_flags(), cgroup.as_fd()) };
+    if let Ok(Cloned::Child) = cloned {
+        become_child(&child_end, &stdio, shared.iter().map(|shared| &shared.process).chain(&made_outside));
+        init::run(create, namespaces, made_outside, shared, cgroup.path(), &child_end, &stdio)
+    }
+    born_into.leave()?;
     match cloned.map_err(SpawnError::Clone)? {
-        Cloned::Child => {
-            become_child(&child_end, &stdio, made_outside.as_ref());
-            init::run(create, namespaces, made_outside, cgroup.path(), &child_end, &stdio)
-        }
         Cloned::Parent { pid, pidfd } => raise(Spawned { pid, pidfd, channel: agent_end }, process, user),
+        Cloned::Child => Err(SpawnError::Clone(io::ErrorKind::Other.into())),
     }
 }
 
@@ -196,11 +217,11 @@ pub fn spawn_exec(
     process: &OciProcess,
     stdio: ChildStdio,
 ) -> Result<Spawned, SpawnError> {
-    let namespaces = namespaces_of(&container.spec)?;
+    let namespaces = container.namespaces;
     give_streams(&stdio, user_namespace_of(&container.spec, namespaces)?)?;
     let (agent_end, child_end) = channel::pair().map_err(SpawnError::Channel)?;
     let home = container.cgroup.home_of(init.pid)?;
-    let born_into = PidNamespace::enter(namespaces, &init.pidfd)?;
+    let born_into = PidNamespace::enter(namespaces.has_pids().then_some(&init.pidfd))?;
     let born_on = match InitialCpus::take(process) {
         Ok(cpus) => cpus,
         Err(e) => {
@@ -268,11 +289,6 @@ pub fn signal(process: &OwnedFd, number: i32) -> io::Result<()> {
     if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn namespaces_of(spec: &Spec) -> Result<Namespaces, NamespaceError> {
-    let configured = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
-    Namespaces::of(configured.unwrap_or_default())
-}
-
 fn user_namespace_of(
     spec: &Spec,
     namespaces: Namespaces,
@@ -286,14 +302,13 @@ struct PidNamespace {
 }
 
 impl PidNamespace {
-    fn enter(namespaces: Namespaces, init: &OwnedFd) -> Result<Self, SpawnError> {
-        if !namespaces.has(LinuxNamespaceType::Pid) {
-            return Ok(Self { home: None });
-        }
+    /// Of this process; none: the agent's own.
+    fn enter(process: Option<&OwnedFd>) -> Result<Self, SpawnError> {
+        let Some(process) = process else { return Ok(Self { home: None }) };
         let this = rustix::process::getpid();
         let home = rustix::process::pidfd_open(this, rustix::process::PidfdFlags::empty())
             .map_err(SpawnError::PidNamespace)?;
-        move_into(init)?;
+        move_into(process)?;
         Ok(Self { home: Some(home) })
     }
 
@@ -311,9 +326,9 @@ fn move_into(process: &OwnedFd) -> Result<(), SpawnError> {
 ///
 /// The child may wait long before it executes its program, and what it holds open would stay open: the streams
 /// of other containers, for one.
-fn become_child(channel: &OwnedFd, stdio: &ChildStdio, other: Option<&OwnedFd>) {
+fn become_child<'a>(channel: &'a OwnedFd, stdio: &ChildStdio, others: impl IntoIterator<Item = &'a OwnedFd>) {
     power::is_child();
-    let mut kept: Vec<RawFd> = other.into_iter().chain([channel]).map(AsRawFd::as_raw_fd).collect();
+    let mut kept: Vec<RawFd> = others.into_iter().chain([channel]).map(AsRawFd::as_raw_fd).collect();
     if let ChildStdio::Files(files) = stdio {
         kept.extend(files.iter().map(AsRawFd::as_raw_fd));
     }

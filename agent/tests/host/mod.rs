@@ -169,6 +169,7 @@ impl Guest {
             root,
             user: user.map(str::to_owned),
             streams: ALL,
+            joined: Vec::new(),
         })))
     }
 
@@ -220,16 +221,16 @@ impl Guest {
 
     /// A file of a container's cgroup.
     pub fn cgroup_file(&self, id: &str, file: &str) -> String {
-        std::fs::read_to_string(self.cgroup.inner.join(id).join(file)).unwrap()
+        std::fs::read_to_string(self.cgroup.inner.join("pod").join(id).join(file)).unwrap()
     }
 
     /// Whether a container has a cgroup.
     pub fn has_cgroup(&self, id: &str) -> bool {
-        self.cgroup.inner.join(id).exists()
+        self.cgroup.inner.join("pod").join(id).exists()
     }
 
     pub fn delete(&mut self, id: &str) -> Result<(), Failure> {
-        self.call(Call::Delete { container: id.into() })
+        self.call(Call::Delete { container: id.into(), share: None })
     }
 
     /// A stream that the agent has dialled or is about to dial.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sandbox_protocol::frame::{self, FrameError};
 use sandbox_protocol::{FromAgent, Hello, MAX_TO_HOST_BYTES, VERSION};
 
-use super::{ListenError, Listening};
+use crate::listening::{ListenError, Listening};
 use crate::sandbox::{Event, Sender};
 use crate::thread;
 
@@ -18,7 +18,6 @@ const HELLO_TIME: Duration = Duration::from_secs(10);
 /// Waits for the agent on a socket, in a thread of its own. The first connection is the agent's; its end is the
 /// end of the sandbox, and there is no second.
 pub fn listen_for_agent(path: &Path, sender: Sender) -> Result<Listening, ListenError> {
-    let error = |error| ListenError { path: path.into(), error };
     let (listening, listener) = Listening::on(path)?;
     let body = move || {
         let lost = match listener.accept() {
@@ -30,7 +29,7 @@ pub fn listen_for_agent(path: &Path, sender: Sender) -> Result<Listening, Listen
         };
         let _ = sender.send(Event::AgentLost(lost));
     };
-    thread::spawn("agent", body).map_err(error)?;
+    thread::spawn("agent", body).map_err(ListenError::at(path))?;
     Ok(listening)
 }
 

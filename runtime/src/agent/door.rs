@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sandbox_protocol::{MAX_STREAM_HELLO_BYTES, StreamHello, frame};
 
-use super::{ListenError, Listening};
+use crate::listening::{ListenError, Listening};
 use crate::sandbox::{Event, Sender};
 use crate::thread;
 
@@ -17,7 +17,6 @@ const HELLO_TIME: Duration = Duration::from_secs(5);
 /// Waits for stream connections, in a thread of its own. A connection that says nothing sensible is closed;
 /// whether one that does is wanted is the driver's to say.
 pub fn listen_for_streams(path: &Path, sender: Sender) -> Result<Listening, ListenError> {
-    let error = |error| ListenError { path: path.into(), error };
     let (listening, listener) = Listening::on(path)?;
     let body = move || {
         for connection in listener.incoming().map_while(Result::ok) {
@@ -27,7 +26,7 @@ pub fn listen_for_streams(path: &Path, sender: Sender) -> Result<Listening, List
             }
         }
     };
-    thread::spawn("streams", body).map_err(error)?;
+    thread::spawn("streams", body).map_err(ListenError::at(path))?;
     Ok(listening)
 }
 

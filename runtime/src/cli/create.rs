@@ -78,7 +78,7 @@ pub fn carry_out(
     let stand_in = lifecycle::create(plan, None, on_machine)?;
     engine.write_pid(stand_in.id()).inspect_err(|_| {
         // A sandbox that nobody can find is of no use.
-        let _ = lifecycle::delete_by_force(&plan.id, &plan.root);
+        let _ = lifecycle::delete_by_force(&plan.container.id, &plan.container.root);
     })
 }
 

@@ -99,7 +99,7 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     };
     if args.detach {
         create::carry_out(&plan, &args.engine, &mut on_machine)?;
-        lifecycle::start(&plan.id, &plan.root)?;
+        lifecycle::start(&plan.container.id, &plan.container.root)?;
         return Ok(0);
     }
     args.engine.check()?;

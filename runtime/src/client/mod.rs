@@ -22,9 +22,9 @@ use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::MachineKind;
 
 use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
-use crate::sandbox::{Ending, Ends, Plan, Request};
+use crate::sandbox::{Ending, Ends, Failure, Home, Plan, PodPlan, Request};
 use crate::stand_in::{StandIn, StandInError};
-use crate::state::{is_owned, remove_if_dead};
+use crate::state::{is_owned, read_record, remove_if_dead};
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
 use crate::{cgroup, process};
@@ -82,11 +82,43 @@ pub fn run(
     }
 }
 
-/// Makes a sandbox whose process waits to be started, and leaves it to its monitor. Its process has these streams;
-/// none: ours.
+/// Makes a container whose process waits to be started, and leaves it to the monitor of its sandbox, which is made for
+/// it unless it joins one. Its process has these streams; none: ours.
 ///
 /// The caller may have other children, which are none of this function's business.
 pub fn create(
+    plan: &Plan,
+    streams: Option<Ends>,
+    on_machine: &mut dyn FnMut(MachineKind, &str),
+) -> Result<Created, ClientError> {
+    match &plan.home {
+        Home::Own(_) => make(plan, streams, on_machine),
+        Home::Pod(pod) => join(plan, pod, streams),
+    }
+}
+
+/// Has a container join the sandbox of a pod.
+fn join(plan: &Plan, pod: &PodPlan, streams: Option<Ends>) -> Result<Created, ClientError> {
+    let socket = monitor::socket_of(&plan.container.root.join(pod.sandbox.as_str()));
+    let mut stand_in = StandIn::join(socket, plan, &pod.shares, streams)?;
+    let Err(error) = stand_in.ready() else {
+        return Ok(Created::Stands { stand_in: stand_in.into_child() });
+    };
+    let pid = stand_in.id();
+    stand_in.kill();
+    stand_in.wait().map_err(|error| ClientError::Host { step: "wait for what was to stand", error })?;
+    wait_for_monitor(plan, pid);
+    clean_up_after(plan);
+    match error {
+        StandInError::Failed(message) => {
+            Ok(Created::Failed(Ending::Failed { failure: Failure::Other, message }))
+        }
+        error => Err(error.into()),
+    }
+}
+
+/// Makes a container with a sandbox of its own.
+fn make(
     plan: &Plan,
     streams: Option<Ends>,
     on_machine: &mut dyn FnMut(MachineKind, &str),
@@ -113,8 +145,9 @@ pub fn create(
         }
     }
     drop(lifeline);
+    let pid = stand_in.id();
     let status = stand_in.wait().map_err(host("wait for the monitor"))?;
-    wait_for_monitor(plan);
+    wait_for_monitor(plan, pid);
     clean_up_after(plan);
     match (ended, told) {
         (Some(ending), _) => Ok(Created::Failed(ending)),
@@ -137,17 +170,23 @@ pub enum Created {
 
 /// Removes what a monitor that was killed has left; one that ended by itself has left nothing.
 fn clean_up_after(plan: &Plan) {
-    let _ = remove_if_dead(&plan.directory());
+    let _ = remove_if_dead(&plan.container.directory());
     // Nobody else has the id, unless that is what went wrong.
-    if let (Some(path), false) = (&plan.cgroup, plan.directory().exists()) {
+    if let (Some(path), false) = (&plan.container.cgroup, plan.container.directory().exists()) {
         cgroup::remove(path);
     }
 }
 
-/// Waits for a monitor that dies with what stands for its container: it holds the directory to its end.
-fn wait_for_monitor(plan: &Plan) {
+/// Waits for a monitor that lets go of a container, what stood for it having ended: it holds the directory to the end.
+/// Another container of the same name is not waited for.
+fn wait_for_monitor(plan: &Plan, stand_in: u32) {
+    let directory = plan.container.directory();
     let deadline = Instant::now() + process::ORPHAN_TIME;
-    while is_owned(&plan.directory()).unwrap_or(false) && Instant::now() < deadline {
+    let is_ours = || match read_record(&directory) {
+        Ok(Some(record)) => record.pid == stand_in,
+        Ok(None) | Err(_) => true,
+    };
+    while is_owned(&directory).unwrap_or(false) && is_ours() && Instant::now() < deadline {
         std::thread::sleep(POLL);
     }
 }
@@ -230,7 +269,7 @@ impl Watch<'_> {
     }
 
     fn has_terminal(&self) -> bool {
-        self.plan.create.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)
+        self.plan.container.has_terminal()
     }
 }
 

@@ -14,6 +14,9 @@ use crate::{cgroup, hooks, monitor, process};
 /// How long a sandbox may take to end after its process was killed, or has ended.
 const END_TIME: Duration = Duration::from_secs(20);
 
+/// How long a container may take from its directory to its record.
+const YOUTH: Duration = Duration::from_secs(1);
+
 const POLL: Duration = Duration::from_millis(2);
 
 /// Removes what is left of a sandbox that has stopped, or that nobody has seen run.
@@ -21,7 +24,7 @@ pub fn delete(id: &SandboxId, root: &Path) -> Result<(), Error> {
     let (directory, record) = find(root, id)?;
     match record.status {
         Status::Stopped => {}
-        Status::Created => end(&directory)?,
+        Status::Created => end(&directory, Some(&record))?,
         status => {
             return Err(Error::Failed(format!(
                 "cannot delete container {id} that is not stopped: {}: kill it first, or give --force",
@@ -50,7 +53,7 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Er
         Err(error) => return Err(error.into()),
     };
     if record.as_ref().is_none_or(|record| record.status != Status::Stopped) {
-        end(&directory)?;
+        end(&directory, record.as_ref())?;
     }
     // A monitor that ends by itself has written a sound record, whatever stood there before.
     let record = record.or_else(|| read_record(&directory).ok().flatten());
@@ -61,19 +64,24 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Er
     }))
 }
 
-/// Kills the process of a sandbox and waits for the end of its monitor; a monitor that does not end is killed.
-fn end(directory: &Path) -> Result<(), Error> {
+/// Kills the process of a container and waits until its monitor has let go of it. A monitor that does not end is killed,
+/// unless it has a whole pod to look after, of which this is one container.
+fn end(directory: &Path, record: Option<&Record>) -> Result<(), Error> {
+    let has_joined = |record: &Record| record.sandbox.is_some();
+    let joined = record.is_some_and(has_joined);
     let kill = Request::Signal { signal: Signal::KILL.as_raw(), all: false };
     let socket = monitor::socket_of(directory);
     // By the kernel's word: a record may be wrong.
     let monitor = monitor::listener(&socket).or_else(|_| owner(directory)).and_then(process::pidfd);
     let asked = monitor::ask(&socket, &kill);
-    let deadline = Instant::now() + if asked.is_ok() { END_TIME } else { Duration::ZERO };
+    let deadline = Instant::now() + if joined || asked.is_ok() { END_TIME } else { YOUTH };
     while is_owned(directory)? && Instant::now() < deadline {
         std::thread::sleep(POLL);
     }
+    // It may have been so young that it had no record.
+    let joined = joined || read_record(directory).ok().flatten().is_some_and(|record| has_joined(&record));
     // The descriptor was opened while the monitor held the directory.
-    if let (true, Ok(monitor)) = (is_owned(directory)?, monitor) {
+    if let (true, false, Ok(monitor)) = (is_owned(directory)?, joined, monitor) {
         let _ = rustix::process::pidfd_send_signal(&monitor, Signal::KILL);
         process::wait_for(&monitor, Instant::now() + END_TIME);
     }

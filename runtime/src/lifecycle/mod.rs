@@ -5,6 +5,7 @@
 
 mod delete;
 mod plan;
+mod pod;
 mod verbs;
 
 pub use delete::{delete, delete_by_force};

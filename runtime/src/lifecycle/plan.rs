@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use oci_spec::runtime::{BoxBuilder, Spec};
 use sandbox_protocol::{Create, RootWrites, Streams};
-use sandbox_vmm_api::{MachineChoice, VmConfig, VsockConfig};
+use sandbox_vmm_api::{MachineChoice, ShareEntry, VmConfig, VsockConfig};
 
 use super::Error;
+use super::pod::Pod;
 use crate::artefact::Artefact;
 use crate::cgroup;
 use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::network;
-use crate::sandbox::{Plan, Times};
-use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides};
+use crate::sandbox::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
+use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides, Role, take_joined};
 use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
 
@@ -80,54 +81,43 @@ pub struct Wanted<'a> {
 /// Reads the bundle and decides everything.
 pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error> {
     let bundle = Bundle::load(wanted.bundle, &wanted.overrides)?;
-    let size = MachineSize::of(bundle.spec())?;
-    let Wanted { id, writes, .. } = wanted;
-    let mut guest = GuestSpec::of(&bundle, &id, writes)?;
-    set_console_size(&mut guest);
-    check_terminal(&guest.spec, wanted.detached, &wanted.console)?;
-    let (kernel, image, vmm) = (Artefact::Kernel.find()?, Artefact::Image.find()?, Artefact::Vmm.find()?);
     if let Err(error) = sweep(&place.root) {
         log.debug(&format!("leftovers of dead sandboxes could not be removed: {error}"));
     }
-    let directory = place.root.join(id.as_str());
-    let paths = StateDirPaths(&directory);
-    let machine = VmConfig {
-        machine: wanted.machine.choice,
-        kernel,
-        image,
-        memory_mib: size.memory_mib,
-        vcpus: size.vcpus,
-        cmdline: GUEST_CMDLINE.into(),
-        vsock: Some(VsockConfig { cid: GUEST_CID, socket: paths.vsock_socket() }),
-        shares: guest.shares,
-        disks: Vec::new(),
-        nets: Vec::new(),
-        balloon: true,
-        console: wanted.machine.console,
-        control_socket: paths.vmm_socket(),
+    let mut guest = GuestSpec::of(&bundle, &wanted.id, wanted.writes)?;
+    set_console_size(&mut guest);
+    check_terminal(&guest.spec, wanted.detached, &wanted.console)?;
+    let role = Role::of(bundle.spec())?;
+    let joined = match &role {
+        Role::Member(sandbox) => Pod::find(&place.root, sandbox)?.joined(&mut guest.spec)?,
+        Role::Alone | Role::Sandbox => take_joined(&mut guest.spec, |_, _| None)?,
     };
-    let create = Create {
-        container: id.to_string(),
-        spec: guest.spec,
-        root: guest.root,
-        user: bundle.user().map(str::to_owned),
-        streams: Streams { stdin: true, stdout: true, stderr: true },
+    let GuestSpec { spec, shares, root } = guest;
+    let home = match role {
+        Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),
+        Role::Member(sandbox) => Home::Pod(PodPlan { sandbox, shares }),
+        Role::Alone | Role::Sandbox => Home::Own(Box::new(machine(&wanted, &bundle, shares, place)?)),
     };
-    Ok(Plan {
-        id,
+    let container = ContainerPlan {
+        create: Create {
+            container: wanted.id.to_string(),
+            spec,
+            root,
+            user: bundle.user().map(str::to_owned),
+            streams: Streams { stdin: true, stdout: true, stderr: true },
+            joined,
+        },
+        id: wanted.id,
         bundle: bundle.path().into(),
         rootfs: bundle.root().into(),
         root: place.root.clone(),
         annotations: annotations(bundle.spec()),
-        network: network::Wanted::of(bundle.spec()),
-        hooks: HostHooks::of(bundle.spec()),
-        vmm,
-        machine,
-        create,
-        times: Times {
-            answer: wanted.machine.boot_timeout.unwrap_or(Times::DEFAULT_ANSWER),
-            run: wanted.timeout,
+        network: match &home {
+            Home::Own(_) => network::Wanted::of(bundle.spec()),
+            // It has that of the pod.
+            Home::Pod(_) => network::Wanted::Loopback,
         },
+        hooks: HostHooks::of(bundle.spec()),
         detached: wanted.detached,
         stand_in: None,
         console_socket: match wanted.console {
@@ -135,6 +125,45 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
             Console::Attended | Console::Streams => None,
         },
         cgroup: host_cgroup(bundle.spec(), place.systemd_cgroup)?,
+    };
+    Ok(Plan { container, home })
+}
+
+const NO_FOREGROUND: &str = "the configuration's annotations say that the container joins a pod, which works with \
+                             `sandbox create`, or `sandbox run --detach`";
+
+/// The machine for a container of its own.
+fn machine(
+    wanted: &Wanted<'_>,
+    bundle: &Bundle,
+    shares: Vec<ShareEntry>,
+    place: &Place,
+) -> Result<MachinePlan, Error> {
+    let size = MachineSize::of(bundle.spec())?;
+    let (kernel, image, vmm) = (Artefact::Kernel.find()?, Artefact::Image.find()?, Artefact::Vmm.find()?);
+    let directory = place.root.join(wanted.id.as_str());
+    let paths = StateDirPaths(&directory);
+    Ok(MachinePlan {
+        vmm,
+        config: VmConfig {
+            machine: wanted.machine.choice,
+            kernel,
+            image,
+            memory_mib: size.memory_mib,
+            vcpus: size.vcpus,
+            cmdline: GUEST_CMDLINE.into(),
+            vsock: Some(VsockConfig { cid: GUEST_CID, socket: paths.vsock_socket() }),
+            shares,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            balloon: true,
+            console: wanted.machine.console.clone(),
+            control_socket: paths.vmm_socket(),
+        },
+        times: Times {
+            answer: wanted.machine.boot_timeout.unwrap_or(Times::DEFAULT_ANSWER),
+            run: wanted.timeout,
+        },
         debug: place.debug,
     })
 }

@@ -7,7 +7,7 @@ use sandbox_protocol::{MAX_TO_GUEST_BYTES, frame};
 use sandbox_vmm_api::MachineKind;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::{Ending, Event, Request, Sender};
+use crate::sandbox::{Ending, Event, Request, Sender, Serial};
 use crate::thread;
 use crate::timings::Timeline;
 
@@ -38,11 +38,11 @@ pub enum FromMonitor {
     },
 }
 
-/// Turns what the client sends into events, in a thread of its own.
-pub fn listen(mut lifeline: UnixStream, sender: Sender) -> io::Result<()> {
+/// Turns what the client asks of its container into events, in a thread of its own.
+pub fn listen(mut lifeline: UnixStream, container: Serial, sender: Sender) -> io::Result<()> {
     thread::spawn("lifeline", move || {
         while let Ok(Some(request)) = frame::read::<Request>(&mut lifeline, MAX_LIFELINE_BYTES) {
-            if sender.send(Event::Request(request, None)).is_err() {
+            if sender.send(Event::Request(container, request, None)).is_err() {
                 return;
             }
         }

@@ -14,7 +14,7 @@ mod signals;
 mod socket;
 
 pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
-pub use socket::{Added, AskError, Asker, ask, listener};
+pub use socket::{Added, AskError, Asker, ask, claim, listener};
 
 use std::ffi::OsStr;
 use std::io;
@@ -29,8 +29,7 @@ use sandbox_vmm_api::MachineKind;
 
 use crate::descriptor::{self, Ties};
 use crate::log::Log;
-use crate::sandbox::{self, Ending, Ends, Error, Inbox, Plan, Watcher};
-use crate::state::StateDir;
+use crate::sandbox::{self, Claimed, ContainerPlan, Ending, Ends, Error, Home, Inbox, Plan, Watcher};
 use crate::stdio::{Saved, open_console};
 use crate::timings::{Moment, Timeline};
 use crate::{cgroup, exit, process};
@@ -50,6 +49,9 @@ pub enum MonitorError {
     /// The client sent something else than a plan.
     #[error("the plan cannot be read: {0}")]
     Plan(#[from] FrameError),
+    /// The plan is for a container of a pod, which has a monitor.
+    #[error("the plan is for a container that joins a sandbox")]
+    NoMachine,
     /// The client went away before it sent one.
     #[error("the client is gone")]
     ClientGone,
@@ -83,14 +85,13 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
     let terminal = Saved::now();
     let mut lifeline = UnixStream::from(lifeline);
     let mut plan: Plan = frame::read(&mut lifeline, MAX_LIFELINE_BYTES)?.ok_or(MonitorError::ClientGone)?;
-    plan.stand_in = stand_in;
-    let (detached, cgroup) = (plan.detached, plan.cgroup.clone());
+    plan.container.stand_in = stand_in;
+    let (detached, cgroup) = (plan.container.detached, plan.container.cgroup.clone());
     let mut timeline = Timeline::from(Moment::now());
     let mut client = Client { lifeline, is_there: true, stands: false, resize: None };
-    let ending = match prepare(&plan, &mut client) {
-        Ok((directory, ends, inbox)) => {
-            sandbox::run(plan, directory, ends, &inbox, &mut client, &mut timeline)
-        }
+    let Home::Own(machine) = plan.home else { return Err(MonitorError::NoMachine) };
+    let ending = match prepare(plan.container, machine.debug, &mut client) {
+        Ok((first, ends, inbox)) => sandbox::run(*machine, first, ends, &inbox, &mut client, &mut timeline),
         Err(error) => Ending::of(&error),
     };
     let code = exit::code_of(&ending);
@@ -112,31 +113,31 @@ fn parent(pid: &OsStr) -> Result<u32, MonitorError> {
     pid.filter(|pid| *pid == std::os::unix::process::parent_id()).ok_or(MonitorError::ClientGone)
 }
 
-fn prepare(plan: &Plan, client: &mut Client) -> Result<(StateDir, Ends, Inbox), Error> {
-    let directory = StateDir::claim(&plan.root, &plan.id)?;
+fn prepare(plan: ContainerPlan, debug: bool, client: &mut Client) -> Result<(Claimed, Ends, Inbox), Error> {
+    let inbox = Inbox::new();
+    let claimed = socket::claim(plan, inbox.sender())?;
+    let plan = &claimed.plan;
     let host = |step| move |error| Error::Host { step, error };
     process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
     if let Some(cgroup) = &plan.cgroup {
         cgroup::enter(cgroup, plan.stand_in.into_iter().chain([std::process::id()]))?;
     }
-    let inbox = Inbox::new();
-    let path = directory.paths().monitor_socket();
-    socket::listen(&path, inbox.sender()).map_err(host("listen for requests"))?;
     let lifeline = client.lifeline.try_clone().map_err(host("copy the lifeline"))?;
-    lifeline::listen(lifeline, inbox.sender()).map_err(host("listen to the client"))?;
+    lifeline::listen(lifeline, claimed.serial, inbox.sender()).map_err(host("listen to the client"))?;
     let terminal = plan.console_socket.as_deref().map(open_console).transpose()?;
     let ends = match &terminal {
         Some(terminal) => Ends::terminal(terminal),
         None => Ends::inherited(),
     };
-    if terminal.is_some() && !plan.debug {
+    if terminal.is_some() && !debug {
         // The container has other ones, and whoever made it may wait for the end of these.
         descriptor::drop_standard_streams().map_err(host("let go of the standard streams"))?;
     }
     if plan.detached {
-        client.resize = signals::pass_on(terminal, inbox.sender()).map_err(host("receive signals"))?;
+        client.resize =
+            signals::pass_on(terminal, claimed.serial, inbox.sender()).map_err(host("receive signals"))?;
     }
-    Ok((directory, ends.map_err(host("copy the standard streams"))?, inbox))
+    Ok((claimed, ends.map_err(host("copy the standard streams"))?, inbox))
 }
 
 /// We are in the client's job, and the terminal's signals go to all of it. The client passes them on, once.

@@ -8,13 +8,14 @@ use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::client::Signals;
-use crate::sandbox::{Event, Request, Sender};
+use crate::sandbox::{Event, Request, Sender, Serial};
 use crate::stdio::window_size;
 use crate::thread;
 
 /// Passes the size of a terminal on to the process.
 #[derive(Clone, Debug)]
 pub struct Resize {
+    container: Serial,
     terminal: Arc<OwnedFd>,
     sender: Sender,
 }
@@ -24,15 +25,17 @@ impl Resize {
     pub fn now(&self) {
         if let Some((width, height)) = window_size(&self.terminal) {
             // A thread of its own may wait for the driver; the driver itself, who calls this too, must not.
-            let _ = self.sender.try_send(Event::Request(Request::Resize { width, height }, None));
+            let request = Request::Resize { width, height };
+            let _ = self.sender.try_send(Event::Request(self.container, request, None));
         }
     }
 }
 
 /// Passes signals on to the driver, and the size of the terminal, if there is one, in a thread of its own.
-pub fn pass_on(terminal: Option<OwnedFd>, sender: Sender) -> io::Result<Option<Resize>> {
+pub fn pass_on(terminal: Option<OwnedFd>, container: Serial, sender: Sender) -> io::Result<Option<Resize>> {
     let mut signals = Signals::block()?;
-    let resize = terminal.map(|terminal| Resize { terminal: Arc::new(terminal), sender: sender.clone() });
+    let resize =
+        terminal.map(|terminal| Resize { container, terminal: Arc::new(terminal), sender: sender.clone() });
     let resizing = resize.clone();
     thread::spawn("signals", move || {
         loop {
@@ -43,7 +46,7 @@ pub fn pass_on(terminal: Option<OwnedFd>, sender: Sender) -> io::Result<Option<R
                     (Signal::SIGWINCH, None) => {}
                     (signal, _) => {
                         let request = Request::Signal { signal: signal as i32, all: false };
-                        if sender.send(Event::Request(request, None)).is_err() {
+                        if sender.send(Event::Request(container, request, None)).is_err() {
                             return;
                         }
                     }

@@ -1,7 +1,7 @@
 //! A monitor's socket, by which other commands ask something of its sandbox: one line of JSON there, one back.
 //!
-//! [`Request::Exec`] is a longer conversation: its standard streams come with the first bytes of its line, and
-//! the connection then carries requests for the new process, and back how it goes.
+//! [`Request::Exec`] and [`Request::Join`] are longer conversations: the standard streams come with the first bytes of
+//! the line, and the connection then carries requests for the new process or container, and back how it goes.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,11 +15,15 @@ use sandbox_protocol::ExitStatus;
 use sandbox_vmm_api::socket;
 use serde::de::DeserializeOwned;
 
-use crate::sandbox::{Answer, Ends, Event, ExecRequest, Request, Sender};
+use crate::listening::{ListenError, Listening};
+use crate::sandbox::{
+    Answer, Claimed, ContainerPlan, Ends, Error, Event, ExecRequest, Newcomer, Request, Sender, Serial,
+};
+use crate::state::StateDir;
 use crate::{descriptor, thread};
 
-/// The most bytes of a line: a process to be added may have a large environment.
-const MAX_LINE_BYTES: u64 = 4 << 20;
+/// The most bytes of a line: a container's configuration may be large.
+const MAX_LINE_BYTES: u64 = super::MAX_LIFELINE_BYTES as u64;
 
 /// How long either side waits for the other's line.
 const LINE_TIME: Duration = Duration::from_secs(2);
@@ -46,10 +50,18 @@ pub enum AskError {
     Refused(String),
 }
 
-/// Answers requests on a socket, each connection in a thread of its own.
-pub fn listen(path: &Path, sender: Sender) -> io::Result<()> {
-    let listener = socket::bind(path)?;
-    thread::spawn("requests", move || {
+/// Claims the directory of a container to be, and answers requests for it on the socket there.
+pub fn claim(plan: ContainerPlan, sender: Sender) -> Result<Claimed, Error> {
+    let directory = StateDir::claim(&plan.root, &plan.id)?;
+    let serial = Serial::next();
+    let listening = listen(&directory.paths().monitor_socket(), serial, sender)?;
+    Ok(Claimed { serial, plan, listening, directory })
+}
+
+/// Answers requests for a container on a socket, each connection in a thread of its own.
+fn listen(path: &Path, container: Serial, sender: Sender) -> Result<Listening, ListenError> {
+    let (listening, listener) = Listening::on(path)?;
+    let body = move || {
         let conversations = Arc::new(());
         for (number, connection) in listener.incoming().map_while(Result::ok).enumerate() {
             if Arc::strong_count(&conversations) > MAX_CONVERSATIONS {
@@ -58,32 +70,46 @@ pub fn listen(path: &Path, sender: Sender) -> io::Result<()> {
             let (sender, counted) = (sender.clone(), Arc::clone(&conversations));
             // A caller that does not keep to the rules has only itself to blame.
             let _ = thread::spawn("request", move || {
-                let _ = serve(connection, &sender, number);
+                let _ = serve(connection, container, &sender, number);
                 drop(counted);
             });
         }
-    })?;
-    Ok(())
+    };
+    thread::spawn("requests", body).map_err(ListenError::at(path))?;
+    Ok(listening)
 }
 
-fn serve(connection: UnixStream, sender: &Sender, number: usize) -> io::Result<()> {
+fn serve(connection: UnixStream, container: Serial, sender: &Sender, number: usize) -> io::Result<()> {
     let (request, descriptors) = read_request(&connection)?;
     match request {
         Request::Exec { process } => {
-            let mut descriptors = descriptors.into_iter();
-            let mut next = || descriptors.next();
-            let ends = Ends { stdin: next(), stdout: next(), stderr: next() };
             let (asker, answers) = sync_channel(2);
             let name = format!("exec-{number}");
+            let ends = ends_of(descriptors);
             let request = ExecRequest { name: name.clone(), process, ends, asker };
-            match sender.send(Event::Exec(request)) {
-                Ok(()) => attend(connection, sender, &name, &answers),
+            let to = Asked::Process(container, name);
+            match sender.send(Event::Exec(container, request)) {
+                Ok(()) => attend(connection, sender, to, &answers),
+                Err(_) => write_line(&connection, &Answer::refused(ENDING)),
+            }
+        }
+        Request::Join { container: mut plan, shares } => {
+            plan.stand_in = Some(peer(&connection)?);
+            let (owner, answers) = sync_channel(2);
+            let place = match claim(*plan, sender.clone()) {
+                Ok(place) => place,
+                Err(error) => return write_line(&connection, &Answer::refused(error.to_string())),
+            };
+            let to = Asked::Container(place.serial);
+            let newcomer = Newcomer { place, ends: ends_of(descriptors), shares, owner };
+            match sender.send(Event::Join(Box::new(newcomer))) {
+                Ok(()) => attend(connection, sender, to, &answers),
                 Err(_) => write_line(&connection, &Answer::refused(ENDING)),
             }
         }
         request => {
             let (asker, answer) = sync_channel(1);
-            let answer = match sender.send(Event::Request(request, Some(asker))) {
+            let answer = match sender.send(Event::Request(container, request, Some(asker))) {
                 Ok(()) => answer.recv_timeout(ANSWER_TIME).unwrap_or_else(|_| Answer::refused(NO_ANSWER)),
                 Err(_) => Answer::refused(ENDING),
             };
@@ -92,21 +118,50 @@ fn serve(connection: UnixStream, sender: &Sender, number: usize) -> io::Result<(
     }
 }
 
+fn ends_of(descriptors: Vec<OwnedFd>) -> Ends {
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next();
+    Ends { stdin: next(), stdout: next(), stderr: next() }
+}
+
+/// What a longer conversation is about.
+#[derive(Clone)]
+enum Asked {
+    Container(Serial),
+    Process(Serial, String),
+}
+
+impl Asked {
+    fn request(&self, request: Request) -> Event {
+        match self {
+            Self::Container(container) => Event::Request(*container, request, None),
+            Self::Process(container, process) => Event::ToExec(*container, process.clone(), request),
+        }
+    }
+
+    fn gone(self) -> Event {
+        match self {
+            Self::Container(container) => Event::OwnerGone(container),
+            Self::Process(container, process) => Event::ExecGone(container, process),
+        }
+    }
+}
+
 const NO_ANSWER: &str = "the sandbox did not answer; it may be ending";
 const ENDING: &str = "container not running: the sandbox is ending";
 
-/// Tells the asker how its process goes, and the driver what the asker wants of it.
-fn attend(connection: UnixStream, sender: &Sender, name: &str, answers: &Receiver<Answer>) -> io::Result<()> {
+/// Tells the asker how it goes, and the driver what the asker wants.
+fn attend(connection: UnixStream, sender: &Sender, to: Asked, answers: &Receiver<Answer>) -> io::Result<()> {
     connection.set_read_timeout(None)?;
-    let (reader, to_driver, process) = (connection.try_clone()?, sender.clone(), name.to_owned());
-    thread::spawn("exec-requests", move || {
+    let (reader, to_driver) = (connection.try_clone()?, sender.clone());
+    thread::spawn("asker", move || {
         let mut reader = BufReader::new(&reader);
         while let Ok(request) = read_line::<Request>(&mut reader) {
-            if to_driver.send(Event::ToExec(process.clone(), request)).is_err() {
+            if to_driver.send(to.request(request)).is_err() {
                 return;
             }
         }
-        let _ = to_driver.send(Event::ExecGone(process));
+        let _ = to_driver.send(to.gone());
     })?;
     for answer in answers {
         write_line(&connection, &answer)?;
@@ -129,8 +184,11 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
 
 /// The process that listens on a sandbox's socket: its monitor.
 pub fn listener(path: &Path) -> io::Result<u32> {
-    let connection = socket::connect(path)?;
-    let credentials = rustix::net::sockopt::socket_peercred(&connection)?;
+    peer(&socket::connect(path)?)
+}
+
+fn peer(connection: &UnixStream) -> io::Result<u32> {
+    let credentials = rustix::net::sockopt::socket_peercred(connection)?;
     Ok(credentials.pid.as_raw_nonzero().get().cast_unsigned())
 }
 
@@ -142,7 +200,7 @@ fn refused(answer: io::Result<Answer>, path: &Path) -> Result<Answer, AskError> 
     }
 }
 
-/// A process that was added to a container, seen from outside.
+/// A process that was added to a container, or a container that was added to a sandbox, seen from outside.
 #[derive(Debug)]
 pub struct Added {
     connection: UnixStream,
@@ -153,26 +211,36 @@ pub struct Added {
 impl Added {
     /// Asks for a process with these standard streams, which it alone has from then on; returns when it runs.
     pub fn start(path: &Path, process: &oci_spec::runtime::Process, ends: Ends) -> Result<Self, AskError> {
-        let start = || {
+        let request = Request::Exec { process: Box::new(process.clone()) };
+        let mut added = Self::ask_for(path, &request, ends)?;
+        let answered = added.connection.set_read_timeout(Some(ANSWER_TIME + LINE_TIME));
+        answered.map_err(|error| AskError::Connection { path: path.into(), error })?;
+        added.stands()?;
+        Ok(added)
+    }
+
+    /// Asks for what comes with standard streams.
+    pub fn ask_for(path: &Path, request: &Request, ends: Ends) -> Result<Self, AskError> {
+        let ask = || {
             let connection = socket::connect(path)?;
-            let request = Request::Exec { process: Box::new(process.clone()) };
             let streams: Vec<_> =
                 [&ends.stdin, &ends.stdout, &ends.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
-            descriptor::send(&connection, &line(&request)?, &streams)?;
-            let mut reader = BufReader::new(connection.try_clone()?);
-            connection.set_read_timeout(Some(ANSWER_TIME + LINE_TIME))?;
-            let answer = read_line(&mut reader)?;
-            connection.set_read_timeout(None)?;
-            Ok((connection, reader, answer))
+            descriptor::send(&connection, &line(request)?, &streams)?;
+            Ok((BufReader::new(connection.try_clone()?), connection))
         };
-        let (connection, reader, answer) =
-            start().map_err(|error| AskError::Connection { path: path.into(), error })?;
-        drop(ends);
-        refused(Ok(answer), path)?;
+        let (reader, connection) =
+            ask().map_err(|error| AskError::Connection { path: path.into(), error })?;
         Ok(Self { connection, reader, path: path.into() })
     }
 
-    /// Asks for something that concerns the process. One that has ended is past caring.
+    /// Takes the word that it stands, or why not.
+    pub fn stands(&mut self) -> Result<(), AskError> {
+        refused(read_line(&mut self.reader), &self.path)?;
+        let unlimited = self.connection.set_read_timeout(None);
+        unlimited.map_err(|error| AskError::Connection { path: self.path.clone(), error })
+    }
+
+    /// Asks for something that concerns it. One that has ended is past caring.
     pub fn ask(&self, request: &Request) {
         let _ = write_line(&self.connection, request);
     }
@@ -256,12 +324,16 @@ mod tests {
     use super::*;
     use crate::sandbox::Inbox;
 
+    fn same(one: &Request, other: &Request) -> bool {
+        line(one).unwrap() == line(other).unwrap()
+    }
+
     #[test]
     fn a_request_reaches_the_driver_and_its_answer_the_asker() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let inbox = Inbox::new();
-        listen(&path, inbox.sender()).unwrap();
+        let _listening = listen(&path, Serial::next(), inbox.sender()).unwrap();
         let asker = {
             let path = path.clone();
             std::thread::spawn(move || (ask(&path, &Request::Start), ask(&path, &Request::Interrupt)))
@@ -270,7 +342,7 @@ mod tests {
             [(Request::Start, Answer::Done), (Request::Interrupt, Answer::refused("no"))]
         {
             match inbox.next(None).unwrap() {
-                Event::Request(request, Some(to)) if request == expected => to.send(answer).unwrap(),
+                Event::Request(_, request, Some(to)) if same(&request, &expected) => to.send(answer).unwrap(),
                 other => panic!("{other:?}"),
             }
         }
@@ -285,7 +357,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let inbox = Inbox::new();
-        listen(&path, inbox.sender()).unwrap();
+        let _listening = listen(&path, Serial::next(), inbox.sender()).unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
         let asker = std::thread::spawn(move || {
             let process = oci_spec::runtime::Process::default();
@@ -295,7 +367,7 @@ mod tests {
             added.ask(&Request::Signal { signal: 15, all: false });
             added.wait().unwrap()
         });
-        let Some(Event::Exec(request)) = inbox.next(None) else { panic!("no exec") };
+        let Some(Event::Exec(_, request)) = inbox.next(None) else { panic!("no exec") };
         request.asker.send(Answer::Done).unwrap();
         let mut stdout = std::fs::File::from(request.ends.stdout.unwrap());
         stdout.write_all(b"through").unwrap();
@@ -303,8 +375,8 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
-        let Some(Event::ToExec(name, wanted)) = inbox.next(None) else { panic!("no signal") };
-        assert_eq!((name, wanted), (request.name, Request::Signal { signal: 15, all: false }));
+        let Some(Event::ToExec(_, name, wanted)) = inbox.next(None) else { panic!("no signal") };
+        assert!(name == request.name && same(&wanted, &Request::Signal { signal: 15, all: false }));
         request.asker.send(Answer::Exited { status: ExitStatus::Code(3) }).unwrap();
         drop(request.asker);
         assert_eq!(asker.join().unwrap(), ExitStatus::Code(3));
@@ -317,7 +389,7 @@ mod tests {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(bytes).unwrap();
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
-            assert!(serve(ours, &inbox.sender(), 1).is_err());
+            assert!(serve(ours, Serial::next(), &inbox.sender(), 1).is_err());
         }
         assert!(inbox.next(Some(std::time::Instant::now())).is_none());
     }

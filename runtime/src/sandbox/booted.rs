@@ -8,7 +8,7 @@ use sandbox_protocol::{Call, Configure, Hello};
 use sandbox_vmm_api::{ExitReason, MachineChoice, VmEvent};
 
 use super::prepared::cancels;
-use super::{Answer, Error, Event, Inbox, Prepared, Ready};
+use super::{Answer, Error, Event, Inbox, Prepared, Ready, Watcher};
 use crate::machine::Machine;
 use crate::timings::Timeline;
 
@@ -31,16 +31,21 @@ pub struct Booted {
 
 impl Booted {
     /// Waits for the agent and tells it what every guest is told.
-    pub fn ready(mut self, inbox: &Inbox, timeline: &mut Timeline) -> Result<Ready, Error> {
+    pub fn ready<'a>(
+        mut self,
+        inbox: &'a Inbox,
+        watcher: &'a mut dyn Watcher,
+        timeline: &'a mut Timeline,
+    ) -> Result<Ready<'a>, Error> {
         let (hello, connection) = self.greet(inbox)?;
         timeline.mark_with(
             "boot guest",
             vec![("kernel".into(), hello.kernel_micros), ("agent".into(), hello.agent_micros)],
         );
-        let mut ready = Ready::new(self, connection, inbox)?;
-        ready.ask(configure()?, "take its configuration", inbox)?;
-        ready.set_up_network(inbox)?;
-        timeline.mark("configure guest");
+        let mut ready = Ready::new(self, connection, inbox, watcher, timeline)?;
+        ready.ask(configure()?, "take its configuration")?;
+        ready.set_up_network()?;
+        ready.timeline.mark("configure guest");
         Ok(ready)
     }
 
@@ -56,24 +61,31 @@ impl Booted {
     /// The next event of a sandbox that boots, those that end it turned into errors.
     pub(super) fn next(&mut self, inbox: &Inbox) -> Result<Event, Error> {
         let times = self.prepared.plan.times;
-        let console = self.prepared.plan.machine.console.is_some();
+        let console = self.prepared.plan.config.console.is_some();
         match inbox.next(Some(self.deadline)).ok_or(Error::NoAgent { limit: times.answer, console })? {
             Event::Machine(VmEvent::Exited { reason }) => Err(self.ended(reason)),
             Event::MachineGone => Err(Error::MachineDied(self.machine.last_words())),
             // The machine's own word says more, where there is one.
-            Event::AgentLost(why) => Err(self.machine_ended(inbox, AGENT).unwrap_or(Error::AgentLost(why))),
+            Event::AgentLost(why) => {
+                Err(machine_ended(&mut self.machine, inbox, AGENT).unwrap_or(Error::AgentLost(why)))
+            }
             Event::ClientGone => Err(Error::ClientGone),
-            Event::Request(request, answer) => {
+            Event::Request(serial, request, answer) => {
                 if let Some(signal) = cancels(&request) {
                     reply(answer, Answer::Done);
                     return Err(Error::Cancelled(signal));
                 }
                 reply(answer, Answer::refused("the process has not started yet"));
-                Ok(Event::Request(request, None))
+                Ok(Event::Request(serial, request, None))
             }
-            Event::Exec(request) => {
+            Event::Exec(serial, request) => {
                 let _ = request.asker.try_send(Answer::refused("container not running: it is creating"));
-                Ok(Event::ExecGone(request.name))
+                Ok(Event::ExecGone(serial, request.name))
+            }
+            Event::Join(newcomer) => {
+                let _ =
+                    newcomer.owner.try_send(Answer::refused("the sandbox that it is to join is creating"));
+                Ok(Event::OwnerGone(newcomer.place.serial))
             }
             // It may come before the machine's own report, which has the longer way.
             Event::AgentReady(hello, connection) => {
@@ -87,27 +99,29 @@ impl Booted {
 
     /// A machine that cannot be had may have an alternative.
     fn ended(&self, reason: ExitReason) -> Error {
-        let asked_for_kvm = self.prepared.plan.machine.machine == MachineChoice::Kvm;
+        let asked_for_kvm = self.prepared.plan.config.machine == MachineChoice::Kvm;
         match reason {
-            ExitReason::Failed { message } if asked_for_kvm && self.prepared.record.machine.is_none() => {
+            ExitReason::Failed { message }
+                if asked_for_kvm && self.prepared.first.record.machine.is_none() =>
+            {
                 Error::NoKvm(message)
             }
             reason => Error::MachineEnded { reason, before: AGENT },
         }
     }
+}
 
-    /// Why the machine ended, if it tells so within a moment: a guest that goes takes its connections with it.
-    pub(super) fn machine_ended(&mut self, inbox: &Inbox, before: &'static str) -> Option<Error> {
-        const MOMENT: std::time::Duration = std::time::Duration::from_millis(500);
-        let deadline = Instant::now() + MOMENT;
-        loop {
-            match inbox.next(Some(deadline))? {
-                Event::Machine(VmEvent::Exited { reason }) => {
-                    return Some(Error::MachineEnded { reason, before });
-                }
-                Event::MachineGone => return Some(Error::MachineDied(self.machine.last_words())),
-                _ => {}
+/// Why a machine ended, if it tells so within a moment: a guest that goes takes its connections with it.
+pub(super) fn machine_ended(machine: &mut Machine, inbox: &Inbox, before: &'static str) -> Option<Error> {
+    const MOMENT: std::time::Duration = std::time::Duration::from_millis(500);
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        match inbox.next(Some(deadline))? {
+            Event::Machine(VmEvent::Exited { reason }) => {
+                return Some(Error::MachineEnded { reason, before });
             }
+            Event::MachineGone => return Some(Error::MachineDied(machine.last_words())),
+            _ => {}
         }
     }
 }

@@ -7,12 +7,14 @@ use sandbox_protocol::{ExitStatus, FailureKind};
 use sandbox_vmm_api::ExitReason;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::{CallsError, ListenError};
+use crate::agent::CallsError;
 use crate::cgroup::CgroupError;
 use crate::hooks::HookError;
+use crate::listening::ListenError;
 use crate::machine::MachineError;
 use crate::network::NetworkError;
 use crate::printable::printable;
+use crate::share::ShareError;
 use crate::state::{Refused, StateError};
 use crate::stdio::ConsoleError;
 
@@ -77,6 +79,9 @@ pub enum Error {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The files of a container that joins.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// A hook on the host.
     #[error(transparent)]
     Hook(#[from] HookError),

@@ -11,6 +11,8 @@ use std::time::Instant;
 use sandbox_protocol::{FromAgent, Hello, Stream, StreamHello};
 use sandbox_vmm_api::VmEvent;
 
+use super::Error;
+use super::container::{Newcomer, Serial};
 use super::execs::ExecRequest;
 use super::request::{Answer, Request};
 use crate::stdio::Transfer;
@@ -33,18 +35,35 @@ pub enum Event {
     AgentLost(String),
     /// The guest dialled for a stream.
     StreamOpened(StreamHello, UnixStream),
-    /// A stream of a process has carried all it ever will. An empty name is the container's first process.
-    StreamDone(String, Stream, Transfer),
-    /// Somebody asks for something; the answer goes to the second, if anybody waits for one.
-    Request(Request, Option<SyncSender<Answer>>),
-    /// Somebody wants one more process in the container.
-    Exec(ExecRequest),
-    /// Somebody asks for something that concerns an added process.
-    ToExec(String, Request),
+    /// A stream of a container's process has carried all it ever will. An empty name is its first process.
+    StreamDone(Serial, String, Stream, Transfer),
+    /// Somebody asks for something of a container; the answer goes to the last, if anybody waits for one.
+    Request(Serial, Request, Option<SyncSender<Answer>>),
+    /// Somebody wants one more container.
+    Join(Box<Newcomer>),
+    /// Whoever made a container and answers for it is gone.
+    OwnerGone(Serial),
+    /// Somebody wants one more process in a container.
+    Exec(Serial, ExecRequest),
+    /// Somebody asks for something that concerns an added process of a container.
+    ToExec(Serial, String, Request),
     /// Whoever asked for an added process is gone.
-    ExecGone(String),
+    ExecGone(Serial, String),
+    /// What the host had to do for a container is done.
+    Worked(Serial, Work),
     /// The client has gone.
     ClientGone,
+}
+
+/// What the host does for a container in a thread of its own, since it may take its time.
+#[derive(Debug)]
+pub enum Work {
+    /// Its files are there, and the hooks that come before it have run.
+    Prepared(Result<(), Error>),
+    /// The hooks that come after its start have run. What went wrong.
+    Hooked(Vec<String>),
+    /// Its files have been taken away.
+    Left,
 }
 
 /// Where events are sent.

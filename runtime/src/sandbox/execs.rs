@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 use oci_spec::runtime::Process;
 use sandbox_protocol::{Exec, ExitStatus, Stream};
 
+use super::container::Serial;
 use super::streams::{Ends, Streams};
 use super::{Answer, Error, Sender};
 use crate::stdio::Transfer;
@@ -39,12 +40,18 @@ struct Running {
 
 impl Execs {
     /// Takes a process into the books. Returns what to ask of the agent.
-    pub fn add(&mut self, request: ExecRequest, container: &str, sender: Sender) -> Result<Exec, Answer> {
+    pub fn add(
+        &mut self,
+        request: ExecRequest,
+        serial: Serial,
+        container: &str,
+        sender: Sender,
+    ) -> Result<Exec, Answer> {
         if self.0.len() >= MAX_EXECS {
             return Err(Answer::refused(format!("it has {MAX_EXECS} added processes, which is the limit")));
         }
         let ExecRequest { name, process, ends, asker } = request;
-        let streams = Streams::expect(&name, process.terminal().unwrap_or(false), ends, sender);
+        let streams = Streams::expect(serial, &name, process.terminal().unwrap_or(false), ends, sender);
         let exec = Exec {
             container: container.into(),
             process: name.clone(),

@@ -1,19 +1,24 @@
 //! The driver of a sandbox: the one thread that leads it through its life.
 //!
 //! ```text
-//!  Plan ──► Prepared ──► Booted ──► Ready ──► (container created, started, ended) ──► Ending
-//!           directory,   machine's  agent     streams attached, signals passed on
+//!  Plan ──► Prepared ──► Booted ──► Ready ──► (containers are made, run, leave; the first has ended) ──► Ending
+//!           directory,   machine's  agent
 //!           sockets      process    answers
 //! ```
 //!
 //! Each of the three holds all that was made so far and takes it down when it is dropped, so that a failure at
 //! any point leaves nothing. Everything that happens meanwhile, wherever it comes from, is an [`Event`] in one
 //! queue: a phase takes events until what it waits for has come, or its deadline.
+//!
+//! A sandbox holds containers, each with a life of its own ([`container`]). The first one comes with it and ends it;
+//! the others, those of a pod, come and go while it runs.
 
 mod booted;
+mod container;
 mod ending;
 mod event;
 mod execs;
+mod lives;
 mod plan;
 mod prepared;
 mod ready;
@@ -22,26 +27,27 @@ mod requests;
 mod streams;
 
 pub use booted::Booted;
+pub use container::{Claimed, Newcomer, Serial};
 pub use ending::{Ending, Error, Failure};
-pub use event::{Event, Inbox, Sender};
+pub use event::{Event, Inbox, Sender, Work};
 pub use execs::ExecRequest;
-pub use plan::{Plan, Times};
+pub use plan::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
 pub use prepared::Prepared;
 pub use ready::{Exit, Ready};
 pub use request::{Answer, Request};
 pub use streams::Ends;
 
 use crate::hooks;
-use crate::state::{StateDir, Status};
+use crate::state::Status;
 use crate::timings::Timeline;
 
 /// What the driver tells while it goes, to whoever started it.
 pub trait Watcher {
     /// The machine runs.
     fn machine(&mut self, kind: sandbox_vmm_api::MachineKind, reason: &str);
-    /// The container stands, and its process waits to be started.
+    /// The first container stands, and its process waits to be started.
     fn created(&mut self);
-    /// The process runs.
+    /// The process of the first container runs.
     fn started(&mut self);
     /// Something went wrong that is no reason to end.
     fn warn(&mut self, message: &str);
@@ -49,16 +55,16 @@ pub trait Watcher {
 
 /// Leads a sandbox through its whole life. Nothing of it is left when this returns.
 pub fn run(
-    plan: Plan,
-    directory: StateDir,
+    machine: MachinePlan,
+    first: Claimed,
     ends: Ends,
     inbox: &Inbox,
     watcher: &mut dyn Watcher,
     timeline: &mut Timeline,
 ) -> Ending {
     // A detached one is removed by somebody else.
-    let gone = (!plan.detached).then(|| prepared::record_of(&plan));
-    let ending = match live(plan, directory, ends, inbox, watcher, timeline) {
+    let gone = (!first.plan.detached).then(|| first.plan.record(None));
+    let ending = match live(machine, first, ends, inbox, watcher, timeline) {
         Ok(Exit { status, out_of_memory }) => Ending::Exited { status, out_of_memory },
         Err(error) => Ending::of(&error),
     };
@@ -72,34 +78,18 @@ pub fn run(
 }
 
 fn live(
-    plan: Plan,
-    directory: StateDir,
+    machine: MachinePlan,
+    first: Claimed,
     ends: Ends,
     inbox: &Inbox,
     watcher: &mut dyn Watcher,
     timeline: &mut Timeline,
 ) -> Result<Exit, Error> {
-    let detached = plan.detached;
-    let prepared = Prepared::new(plan, directory, ends, inbox)?;
+    let prepared = Prepared::new(machine, first, ends, inbox)?;
     timeline.mark("prepare");
     let booted = prepared.boot(inbox, watcher, timeline)?;
-    let mut ready = booted.ready(inbox, timeline)?;
-    ready.run_hooks_before()?;
-    ready.create(inbox)?;
-    timeline.mark("create container");
-    watcher.created();
-    if !detached || ready.wait_for_start(inbox)? {
-        ready.start(inbox)?;
-        timeline.mark("start process");
-        watcher.started();
-        ready.run_hooks_after_start(watcher);
-        ready.tell_starter();
-    }
-    let exit = ready.wait(inbox)?;
-    timeline.mark("run");
-    ready.drain(inbox)?;
-    timeline.mark("drain output");
-    ready.power_off(inbox)?;
-    timeline.mark("power off");
+    let mut ready = booted.ready(inbox, watcher, timeline)?;
+    let exit = ready.lead()?;
+    ready.power_off()?;
     Ok(exit)
 }

@@ -2,19 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sandbox_protocol::Create;
-use sandbox_vmm_api::VmConfig;
+use sandbox_vmm_api::{ShareEntry, VmConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::HostHooks;
 use crate::network;
-use crate::state::SandboxId;
+use crate::state::{OCI_VERSION, Record, SandboxId, Status, rfc3339};
 
-/// A sandbox to be.
+/// A container to be, and where it is going to live.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Plan {
+    /// The container.
+    pub container: ContainerPlan,
+    /// Where it is going to live.
+    pub home: Home,
+}
+
+/// Where a container lives.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub enum Home {
+    /// In a machine that is made for it.
+    Own(Box<MachinePlan>),
+    /// In the machine of a pod.
+    Pod(PodPlan),
+}
+
+/// A container to be.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ContainerPlan {
     /// Its id.
     pub id: SandboxId,
     /// The bundle, absolute.
@@ -25,31 +43,44 @@ pub struct Plan {
     pub root: PathBuf,
     /// The configuration's annotations.
     pub annotations: BTreeMap<String, String>,
-    /// The `sandbox-vmm` to start.
-    pub vmm: PathBuf,
-    /// The machine.
-    pub machine: VmConfig,
-    /// The container.
+    /// What the agent is asked for.
     pub create: Create,
     /// Its network.
     pub network: network::Wanted,
     /// The hooks that run on the host.
     pub hooks: HostHooks,
-    /// How long things may take.
-    pub times: Times,
-    /// Whether the sandbox lives on without its client once the container stands: it is then started by another
-    /// command, and what it leaves is kept until it is deleted.
+    /// Whether it lives on without its client once it stands: it is then started by another command, and what it
+    /// leaves is kept until it is deleted.
     pub detached: bool,
-    /// The process on the host that stands for the container, where that is not the monitor: the monitor's own
-    /// affair.
+    /// The process on the host that stands for it, where that is not the monitor: the monitor's own affair.
     #[serde(skip)]
     pub stand_in: Option<u32>,
     /// Where the master of the process's terminal is sent.
     pub console_socket: Option<PathBuf>,
     /// The cgroup of the host to be in, from the mount of each hierarchy.
     pub cgroup: Option<PathBuf>,
+}
+
+/// A machine to be.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct MachinePlan {
+    /// The `sandbox-vmm` to start.
+    pub vmm: PathBuf,
+    /// What it is told.
+    pub config: VmConfig,
+    /// How long things may take.
+    pub times: Times,
     /// Whether the machine's log is shown.
     pub debug: bool,
+}
+
+/// What a container brings to a pod.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct PodPlan {
+    /// The container whose machine it is.
+    pub sandbox: SandboxId,
+    /// What the machine is to share besides.
+    pub shares: Vec<ShareEntry>,
 }
 
 /// How long the parts of a sandbox's life may take.
@@ -68,14 +99,53 @@ impl Times {
 }
 
 impl Plan {
+    /// What the host shares for the container.
+    pub fn shares(&self) -> &[ShareEntry] {
+        match &self.home {
+            Home::Own(machine) => &machine.config.shares,
+            Home::Pod(pod) => &pod.shares,
+        }
+    }
+}
+
+impl ContainerPlan {
     /// Its state directory.
     pub fn directory(&self) -> PathBuf {
         self.root.join(self.id.as_str())
     }
 
+    /// Whether its process has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.create.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)
+    }
+
+    /// What it shows of itself at first.
+    pub fn record(&self, sandbox: Option<SandboxId>) -> Record {
+        Record {
+            oci_version: OCI_VERSION.into(),
+            id: self.id.clone(),
+            status: Status::Creating,
+            pid: self.stand_in.unwrap_or_else(std::process::id),
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            cgroup: self.cgroup.clone(),
+            sandbox,
+            network: self.network.clone(),
+            annotations: self.annotations.clone(),
+            created: rfc3339(SystemTime::now()),
+            machine: None,
+            machine_pid: None,
+            poststop: self.hooks.poststop.clone(),
+            kept: false,
+            out_of_memory: false,
+        }
+    }
+}
+
+impl MachinePlan {
     /// Whether the guest can change anything on the host that it has to sync before its power goes.
     pub fn writes_to_host(&self) -> bool {
-        self.machine.shares.iter().any(|share| !share.read_only)
-            || self.machine.disks.iter().any(|d| !d.read_only)
+        self.config.shares.iter().any(|share| !share.read_only)
+            || self.config.disks.iter().any(|d| !d.read_only)
     }
 }

@@ -1,5 +1,9 @@
-//! The third phase: the agent answers. The container is made, started, waited for.
+//! The third phase: the agent answers. The sandbox leads the lives of its containers until the first has ended.
+//!
+//! What happens is taken here and passed on to the container that it concerns; what a container goes through is
+//! in `lives.rs`, what others ask of it in `requests.rs`.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -7,24 +11,20 @@ use std::time::{Duration, Instant};
 use sandbox_protocol::{Call, ExitStatus, FromAgent, Outcome, StreamHello};
 use sandbox_vmm_api::VmEvent;
 
-use super::booted::reply;
-use super::execs::Execs;
+use super::booted::{machine_ended, reply};
+use super::container::{Container, Serial, Stage};
 use super::requests::answer_of;
-use super::streams::Streams;
-use super::{Answer, Booted, Error, Event, Inbox, Prepared, Request, Sender, Watcher};
+use super::{Answer, Booted, Error, Event, Inbox, MachinePlan, Prepared, Watcher};
 use crate::agent::Calls;
-use crate::hooks;
-use crate::state::{Status, Transition};
+use crate::listening::Listening;
+use crate::machine::Machine;
+use crate::network::Network;
+use crate::state::Transition;
+use crate::timings::Timeline;
 
 /// How long a process has to end after it was told to: a second interrupt within it, or its end after SIGKILL,
 /// cuts the machine off.
 pub const STOP_TIME: Duration = Duration::from_secs(10);
-
-/// How long the output of a process that ended may stand still.
-const DRAIN_TIME: Duration = Duration::from_secs(10);
-
-/// How long added processes may take to be gone after the container's own.
-const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// How often a drain is looked at.
 const DRAIN_POLL: Duration = Duration::from_secs(1);
@@ -48,24 +48,27 @@ pub struct Exit {
 }
 
 /// A sandbox whose agent answers.
-#[derive(Debug)]
-pub struct Ready {
+pub struct Ready<'a> {
     // First, so that the machine is gone when the streams are dropped.
-    pub(super) booted: Booted,
+    pub(super) machine: Machine,
     pub(super) calls: Calls<Asked>,
-    streams: Streams,
-    pub(super) execs: Execs,
-    /// Who waits for the process to be started.
-    pub(super) starter: Option<SyncSender<Answer>>,
-    pub(super) sender: Sender,
+    _listening: [Listening; 2],
+    /// Its network, where that is one of the host's.
+    network: Option<Network>,
+    pub(super) plan: MachinePlan,
+    pub(super) containers: BTreeMap<Serial, Container>,
+    /// The container that came with the sandbox, and ends it.
+    pub(super) first: Serial,
+    pub(super) inbox: &'a Inbox,
+    pub(super) watcher: &'a mut dyn Watcher,
+    pub(super) timeline: &'a mut Timeline,
     /// Connections that nobody expected.
     stray: usize,
     /// The answer to the request that the driver itself waits for.
     answer: Option<Outcome>,
-    pub(super) exit: Option<Exit>,
     pub(super) interrupted: Option<Instant>,
-    /// When the machine is cut off.
-    pub(super) cut: Option<Instant>,
+    /// When the first process has run for as long as it may.
+    pub(super) run_until: Option<Instant>,
 }
 
 /// Who asked the agent for something.
@@ -75,152 +78,92 @@ pub(super) enum Asked {
     Driver,
     /// Somebody outside, who may wait.
     Outside(Option<SyncSender<Answer>>),
-    /// Whoever wants one more process, of this name.
-    Exec(String),
+    /// This container, which is to be made.
+    Made(Serial),
+    /// This container, which is to run.
+    Started(Serial),
+    /// This container, which is to be forgotten.
+    Deleted(Serial),
+    /// Whoever wants one more process, of this name, in a container.
+    Exec(Serial, String),
     /// Somebody outside who waits for the container to become this.
-    Becomes(Transition, Option<SyncSender<Answer>>),
+    Becomes(Serial, Transition, Option<SyncSender<Answer>>),
 }
 
-impl Ready {
-    pub(super) fn new(mut booted: Booted, connection: UnixStream, inbox: &Inbox) -> Result<Self, Error> {
+impl<'a> Ready<'a> {
+    pub(super) fn new(
+        booted: Booted,
+        connection: UnixStream,
+        inbox: &'a Inbox,
+        watcher: &'a mut dyn Watcher,
+        timeline: &'a mut Timeline,
+    ) -> Result<Self, Error> {
         let calls = Calls::over(connection, inbox.sender())
             .map_err(|error| Error::Host { step: "start a thread for the agent", error })?;
-        let create = &booted.prepared.plan.create;
-        let terminal = create.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
-        let ends = booted.prepared.ends.take().unwrap_or_default();
-        let streams = Streams::expect("", terminal, ends, inbox.sender());
+        let Booted { machine, prepared: Prepared { plan, listening, network, first }, .. } = booted;
         Ok(Self {
-            booted,
+            machine,
             calls,
-            streams,
-            execs: Execs::default(),
-            starter: None,
-            sender: inbox.sender(),
+            _listening: listening,
+            network,
+            plan,
+            first: first.serial,
+            containers: [(first.serial, first)].into(),
+            inbox,
+            watcher,
+            timeline,
             stray: 0,
             answer: None,
-            exit: None,
             interrupted: None,
-            cut: None,
+            run_until: None,
         })
     }
 
-    /// Runs the hooks that come before the container; one that fails ends the sandbox.
-    pub fn run_hooks_before(&self) -> Result<(), Error> {
-        let Prepared { plan, record, .. } = &self.booted.prepared;
-        Ok(hooks::run("createRuntime", &plan.hooks.before, record, Status::Creating)?)
-    }
-
-    /// Runs the hooks that come after the start of the process; one that fails is no reason to end.
-    pub fn run_hooks_after_start(&self, watcher: &mut dyn Watcher) {
-        let Prepared { plan, record, .. } = &self.booted.prepared;
-        for failed in hooks::run_all("poststart", &plan.hooks.poststart, record, Status::Running) {
-            watcher.warn(&failed.to_string());
-        }
-    }
-
     /// Tells the guest of what its network has that it does not know yet.
-    pub(super) fn set_up_network(&mut self, inbox: &Inbox) -> Result<(), Error> {
-        let Some(network) = &mut self.booted.prepared.network else { return Ok(()) };
+    pub(super) fn set_up_network(&mut self) -> Result<(), Error> {
+        let Some(network) = &mut self.network else { return Ok(()) };
         match network.update()? {
-            Some(wanted) => self.ask(Call::Network(Box::new(wanted)), "set its network up", inbox),
+            Some(wanted) => self.ask(Call::Network(Box::new(wanted)), "set its network up"),
             None => Ok(()),
         }
     }
 
-    /// Makes the container.
-    pub fn create(&mut self, inbox: &Inbox) -> Result<(), Error> {
-        let create = self.booted.prepared.plan.create.clone();
-        self.ask(Call::Create(Box::new(create)), "make the container", inbox)?;
-        self.booted.prepared.become_(Transition::Created)
-    }
-
-    /// Waits until somebody wants the process to run. `false`: it was killed before that.
-    pub fn wait_for_start(&mut self, inbox: &Inbox) -> Result<bool, Error> {
-        while self.starter.is_none() && self.exit.is_none() {
-            if let Some(event) = inbox.next(None) {
-                self.handle(event, inbox)?;
-            }
-        }
-        Ok(self.exit.is_none())
-    }
-
-    /// Starts the container's process.
-    pub fn start(&mut self, inbox: &Inbox) -> Result<(), Error> {
-        let started = self
-            .set_up_network(inbox)
-            .and_then(|()| self.ask(Call::Start { container: self.container() }, "start the process", inbox))
-            .and_then(|()| self.booted.prepared.become_(Transition::Started));
-        if let Err(error) = &started {
-            reply(self.starter.take(), Answer::refused(error.to_string()));
-        }
-        started
-    }
-
-    /// Tells whoever wanted the process to run that it does.
-    pub fn tell_starter(&mut self) {
-        reply(self.starter.take(), Answer::Done);
-    }
-
-    /// Waits for the end of the process.
-    pub fn wait(&mut self, inbox: &Inbox) -> Result<Exit, Error> {
-        let limit = self.booted.prepared.plan.times.run;
-        let end = limit.map(|limit| Instant::now() + limit);
+    /// Leads the containers through their lives, until the first one has ended.
+    pub fn lead(&mut self) -> Result<Exit, Error> {
+        self.prepare(self.first)?;
         loop {
-            if let Some(exit) = self.exit {
+            if let Some(exit) = self.advance()? {
                 return Ok(exit);
             }
-            let deadline = [end, self.cut].into_iter().flatten().min();
-            match (inbox.next(deadline), limit) {
-                (Some(event), _) => self.handle(event, inbox)?,
-                (None, Some(limit)) if deadline == end => return Err(Error::TimedOut(limit)),
-                (None, _) => return Err(Error::Killed),
+            match self.inbox.next(self.deadline()) {
+                Some(event) => self.handle(event)?,
+                None => self.overdue()?,
             }
         }
-    }
-
-    /// Waits until all output has been delivered, for as long as it moves or our own side is slow.
-    pub fn drain(&mut self, inbox: &Inbox) -> Result<(), Error> {
-        let mut moved = (Instant::now(), self.streams.progress());
-        while !self.streams.are_drained() {
-            if let Some(event) = inbox.next(Some(Instant::now() + DRAIN_POLL)) {
-                self.handle(event, inbox)?;
-            }
-            let now = self.streams.progress();
-            if now.is_none() || now != moved.1 {
-                moved = (Instant::now(), now);
-            }
-            // Whoever kills it does not want to wait for a reader that never comes.
-            if self.cut.is_some_and(|cut| Instant::now() > cut) {
-                break;
-            }
-            if moved.0.elapsed() > DRAIN_TIME {
-                return Err(Error::NoDrain(DRAIN_TIME));
-            }
-        }
-        self.settle_execs(inbox)
-    }
-
-    /// Added processes end with the container; whoever asked for them hears of it, if that takes no time.
-    fn settle_execs(&mut self, inbox: &Inbox) -> Result<(), Error> {
-        let deadline = Instant::now() + SETTLE_TIME;
-        while !self.execs.is_empty() {
-            let Some(event) = inbox.next(Some(deadline)) else { return Ok(()) };
-            self.handle(event, inbox)?;
-        }
-        Ok(())
     }
 
     /// Lets the guest write back what it owes the host; a guest that owes nothing is just dropped.
-    pub fn power_off(mut self, inbox: &Inbox) -> Result<(), Error> {
-        self.booted.prepared.record.out_of_memory = self.exit.is_some_and(|exit| exit.out_of_memory);
-        self.booted.prepared.become_(Transition::Ended)?;
-        if !self.booted.prepared.plan.writes_to_host() {
-            return Ok(());
+    pub fn power_off(mut self) -> Result<(), Error> {
+        for container in self.containers.values_mut() {
+            container.stop()?;
         }
-        self.calls.ask(Call::PowerOff, Asked::Outside(None))?;
+        if self.owes_writes() {
+            self.calls.ask(Call::PowerOff, Asked::Outside(None))?;
+            self.wait_for_power_off()?;
+        }
+        self.timeline.mark("power off");
+        Ok(())
+    }
+
+    fn owes_writes(&self) -> bool {
+        let of_members = self.containers.values().any(|c| c.shares.iter().any(|share| !share.read_only));
+        of_members || self.plan.writes_to_host()
+    }
+
+    fn wait_for_power_off(&self) -> Result<(), Error> {
         let deadline = Instant::now() + POWER_OFF_TIME;
         loop {
-            match inbox.next(Some(deadline)) {
+            match self.inbox.next(Some(deadline)) {
                 Some(Event::Machine(VmEvent::Exited { .. }) | Event::MachineGone) => return Ok(()),
                 None => return Err(Error::NoAnswer { step: "power the guest off", limit: POWER_OFF_TIME }),
                 Some(_) => {}
@@ -229,8 +172,8 @@ impl Ready {
     }
 
     /// Asks the agent for something and waits for it.
-    pub(super) fn ask(&mut self, call: Call, step: &'static str, inbox: &Inbox) -> Result<(), Error> {
-        let limit = self.booted.prepared.plan.times.answer;
+    pub(super) fn ask(&mut self, call: Call, step: &'static str) -> Result<(), Error> {
+        let limit = self.plan.times.answer;
         let deadline = Instant::now() + limit;
         self.calls.ask(call, Asked::Driver)?;
         loop {
@@ -240,48 +183,63 @@ impl Ready {
                 Some(_) => return Err(Error::Protocol("it answers what it was not asked")),
                 None => {}
             }
-            let event = inbox.next(Some(deadline)).ok_or(Error::NoAnswer { step, limit })?;
-            self.handle(event, inbox)?;
+            let event = self.inbox.next(Some(deadline)).ok_or(Error::NoAnswer { step, limit })?;
+            self.handle(event)?;
         }
     }
 
-    /// Takes one event, whatever the sandbox is waiting for.
-    fn handle(&mut self, event: Event, inbox: &Inbox) -> Result<(), Error> {
+    /// When something has to be looked at, if nothing happens before.
+    fn deadline(&self) -> Option<Instant> {
+        let containers = self.containers.values();
+        let drains = containers.clone().any(|container| matches!(container.stage, Stage::Draining(..)));
+        let poll = drains.then(|| Instant::now() + DRAIN_POLL);
+        containers.filter_map(Container::deadline).chain(poll).chain(self.run_until).min()
+    }
+
+    /// Takes one event, whatever the sandbox is waiting for. One that is about a container that has gone is late.
+    fn handle(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Machine(VmEvent::Exited { reason }) => Err(Error::MachineEnded { reason, before: END }),
             Event::Machine(VmEvent::Running { .. }) => Ok(()),
-            Event::MachineGone => Err(Error::MachineDied(self.booted.machine.last_words())),
+            Event::MachineGone => Err(Error::MachineDied(self.machine.last_words())),
             Event::AgentLost(why) => {
-                Err(self.booted.machine_ended(inbox, END).unwrap_or(Error::AgentLost(why)))
+                Err(machine_ended(&mut self.machine, self.inbox, END).unwrap_or(Error::AgentLost(why)))
             }
             Event::AgentReady(..) => Err(Error::Protocol("its agent said hello twice")),
             Event::Agent(message) => self.heard(message),
             Event::StreamOpened(hello, connection) => self.opened(&hello, connection),
-            Event::StreamDone(process, stream, transfer) if process.is_empty() => {
-                self.streams.done(stream, transfer)
+            Event::StreamDone(serial, process, stream, transfer) => {
+                let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
+                match process.as_str() {
+                    "" => {
+                        let done = container.streams.done(stream, transfer);
+                        done.or_else(|error| self.fail(serial, error))
+                    }
+                    process => {
+                        container.execs.stream_done(process, stream, transfer);
+                        Ok(())
+                    }
+                }
             }
-            Event::StreamDone(process, stream, transfer) => {
-                self.execs.stream_done(&process, stream, transfer);
-                Ok(())
-            }
-            Event::Request(request, answer) => self.requested(request, answer),
-            Event::Exec(request) => self.exec(request),
-            Event::ToExec(process, request) => self.for_exec(&process, request),
-            Event::ExecGone(process) => {
-                let signal = rustix::process::Signal::KILL.as_raw();
-                self.for_exec(&process, Request::Signal { signal, all: false })
-            }
-            Event::ClientGone if self.booted.prepared.record.kept => Ok(()),
+            Event::Request(serial, request, answer) => self.requested(serial, request, answer),
+            Event::Join(newcomer) => self.join(*newcomer),
+            Event::OwnerGone(serial) => self.owner_gone(serial),
+            Event::Exec(serial, request) => self.exec(serial, request),
+            Event::ToExec(serial, process, request) => self.for_exec(serial, &process, request),
+            Event::ExecGone(serial, process) => self.kill_exec(serial, &process),
+            Event::Worked(serial, work) => self.worked(serial, work),
+            Event::ClientGone if self.first().record.kept => Ok(()),
             Event::ClientGone => Err(Error::ClientGone),
         }
     }
 
     fn opened(&mut self, hello: &StreamHello, connection: UnixStream) -> Result<(), Error> {
-        let streams = match hello.process.as_str() {
-            _ if hello.container != self.container() => None,
-            "" => Some(&mut self.streams),
-            process => self.execs.streams(process),
-        };
+        // Which of its words reaches us first, a connection or an answer, is not for the guest to say.
+        let container = self.containers.values_mut().find(|container| container.name() == hello.container);
+        let streams = container.and_then(|container| match hello.process.as_str() {
+            "" => Some(&mut container.streams),
+            process => container.execs.streams(process),
+        });
         let wanted = streams.map(|streams| streams.opened(hello.stream, connection)).transpose()?;
         self.stray += usize::from(wanted != Some(true));
         match self.stray > MAX_STRAY {
@@ -295,12 +253,21 @@ impl Ready {
             FromAgent::Reply(answer) => match self.calls.answered(answer)? {
                 (Asked::Driver, outcome) => self.answer = Some(outcome),
                 (Asked::Outside(asker), outcome) => reply(asker, answer_of(outcome)),
-                (Asked::Exec(name), outcome) => self.execs.started(&name, answer_of(outcome)),
-                (Asked::Becomes(transition, asker), Outcome::Done) => {
-                    self.booted.prepared.become_(transition)?;
+                (Asked::Made(serial), outcome) => return self.made(serial, outcome),
+                (Asked::Started(serial), outcome) => return self.started(serial, outcome),
+                (Asked::Deleted(serial), _) => self.gone(serial),
+                (Asked::Exec(serial, name), outcome) => {
+                    if let Some(container) = self.containers.get_mut(&serial) {
+                        container.execs.started(&name, answer_of(outcome));
+                    }
+                }
+                (Asked::Becomes(serial, transition, asker), Outcome::Done) => {
+                    if let Some(container) = self.containers.get_mut(&serial) {
+                        container.become_(transition)?;
+                    }
                     reply(asker, Answer::Done);
                 }
-                (Asked::Becomes(_, asker), outcome) => reply(asker, answer_of(outcome)),
+                (Asked::Becomes(_, _, asker), outcome) => reply(asker, answer_of(outcome)),
             },
             FromAgent::Event(sandbox_protocol::Event::Exited {
                 container,
@@ -308,21 +275,18 @@ impl Ready {
                 status,
                 out_of_memory,
                 ..
-            }) => {
-                let ours = container == self.container();
-                if ours && !process.is_empty() {
-                    return self.execs.exited(&process, status);
-                }
-                if !ours || self.exit.is_some() {
-                    return Err(Error::Protocol("it reports the end of a process that does not exist"));
-                }
-                self.exit = Some(Exit { status, out_of_memory });
-            }
+            }) => return self.exited(&container, &process, Exit { status, out_of_memory }),
         }
         Ok(())
     }
 
-    pub(super) fn container(&self) -> String {
-        self.booted.prepared.plan.create.container.clone()
+    /// The container that the guest calls so, if it may know of it.
+    pub(super) fn in_guest(&mut self, name: &str) -> Option<&mut Container> {
+        self.containers.values_mut().find(|container| container.name() == name && container.is_in_guest())
+    }
+
+    /// The container that came with the sandbox: it is there as long as the sandbox is.
+    pub(super) fn first(&self) -> &Container {
+        &self.containers[&self.first]
     }
 }

@@ -2,10 +2,13 @@
 
 use oci_spec::runtime::{LinuxResources, Process};
 use sandbox_protocol::ExitStatus;
+use sandbox_vmm_api::ShareEntry;
 use serde::{Deserialize, Serialize};
 
+use super::plan::ContainerPlan;
+
 /// A request.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Execute the created container's process.
@@ -33,6 +36,15 @@ pub enum Request {
     Exec {
         /// The process.
         process: Box<Process>,
+    },
+    /// Make one more container in the machine, as planned. Its standard streams travel with the request; the
+    /// connection stays open until the container has ended, and takes [`Request::Signal`] and [`Request::Resize`]
+    /// for it. Its end is the container's.
+    Join {
+        /// The container.
+        container: Box<ContainerPlan>,
+        /// What the machine is to share besides.
+        shares: Vec<ShareEntry>,
     },
     /// Hold every process of the container.
     Pause,
@@ -65,7 +77,8 @@ pub enum Answer {
         /// Why.
         message: String,
     },
-    /// A process that was started by [`Request::Exec`] has ended, and all its output was delivered.
+    /// The process of [`Request::Exec`], or the container of [`Request::Join`], has ended, and all its output was
+    /// delivered.
     Exited {
         /// How.
         status: ExitStatus,

@@ -3,49 +3,76 @@
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
+use rustix::process::Signal;
 use sandbox_protocol::{Call, Outcome};
 
 use super::booted::reply;
+use super::container::{Serial, Stage};
 use super::execs::ExecRequest;
 use super::prepared::cancels;
 use super::ready::{Asked, Ready, STOP_TIME};
 use super::{Answer, Error, Request};
 use crate::state::{Status, Transition};
 
-impl Ready {
+const ENDED: &str = "container not running: its process has ended";
+
+impl Ready<'_> {
     pub(super) fn requested(
         &mut self,
+        serial: Serial,
         request: Request,
         asker: Option<SyncSender<Answer>>,
     ) -> Result<(), Error> {
-        let status = self.booted.prepared.record.status;
-        let attended = !self.booted.prepared.plan.detached;
+        let Some(target) = self.containers.get_mut(&serial) else {
+            reply(asker, Answer::refused(ENDED));
+            return Ok(());
+        };
+        let attended = !target.plan.detached;
         if attended
-            && status != Status::Running
+            && target.record.status != Status::Running
             && let Some(signal) = cancels(&request)
         {
             reply(asker, Answer::Done);
             return Err(Error::Cancelled(signal));
         }
-        let (container, process) = (self.container(), String::new());
-        let call = match request {
-            Request::Start => {
-                self.start_wanted(asker);
+        match target.stage {
+            // It is not to be.
+            Stage::Preparing if kills(&request) => {
+                target.unwanted = true;
+                reply(asker, Answer::Done);
                 return Ok(());
             }
-            Request::Exec { .. } => {
+            Stage::Preparing => {
+                reply(asker, Answer::refused("container not running: it is creating"));
+                return Ok(());
+            }
+            Stage::Leaving => {
+                reply(asker, Answer::refused(ENDED));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let (container, process) = (target.name().to_owned(), String::new());
+        let killed = kills(&request);
+        let call = match request {
+            Request::Start => return self.start_wanted(serial, asker),
+            Request::Exec { .. } | Request::Join { .. } => {
                 reply(asker, Answer::refused("it came without its standard streams"));
                 return Ok(());
             }
-            Request::Pause => return self.becomes(Transition::Paused, Call::Pause { container }, asker),
-            Request::Resume => return self.becomes(Transition::Resumed, Call::Resume { container }, asker),
+            Request::Pause => {
+                return self.becomes(serial, Transition::Paused, Call::Pause { container }, asker);
+            }
+            Request::Resume => {
+                return self.becomes(serial, Transition::Resumed, Call::Resume { container }, asker);
+            }
             Request::Processes => Call::Processes { container },
             Request::Stats => Call::Stats { container },
             Request::Update { resources } => Call::Update { container, resources },
             Request::Resize { width, height } => Call::Resize { container, process, width, height },
             Request::Signal { signal, all } => {
-                if signal == rustix::process::Signal::KILL.as_raw() {
-                    self.cut.get_or_insert(Instant::now() + STOP_TIME);
+                if killed && target.exit.is_none() {
+                    target.cut.get_or_insert(Instant::now() + STOP_TIME);
                 }
                 Call::Signal { container, process, signal, all }
             }
@@ -55,30 +82,34 @@ impl Ready {
                     return Err(Error::Interrupted);
                 }
                 self.interrupted = Some(now);
-                Call::Signal { container, process, signal: rustix::process::Signal::INT.as_raw(), all: false }
+                Call::Signal { container, process, signal: Signal::INT.as_raw(), all: false }
             }
         };
         Ok(self.calls.ask(call, Asked::Outside(asker))?)
     }
 
-    fn start_wanted(&mut self, asker: Option<SyncSender<Answer>>) {
-        match self.booted.prepared.record.status {
-            Status::Created if self.starter.is_none() && asker.is_some() => self.starter = asker,
-            status => {
-                let why = format!("cannot start a container that is {}", status.name());
-                reply(asker, Answer::refused(why));
+    fn start_wanted(&mut self, serial: Serial, asker: Option<SyncSender<Answer>>) -> Result<(), Error> {
+        let Some(container) = self.containers.get(&serial) else { return Ok(()) };
+        match container.stage {
+            Stage::Standing if asker.is_some() => self.start(serial, asker),
+            _ => {
+                let status = container.record.status.name();
+                reply(asker, Answer::refused(format!("cannot start a container that is {status}")));
+                Ok(())
             }
         }
     }
 
     fn becomes(
         &mut self,
+        serial: Serial,
         transition: Transition,
         call: Call,
         asker: Option<SyncSender<Answer>>,
     ) -> Result<(), Error> {
-        match self.booted.prepared.record.status.after(transition) {
-            Ok(_) => Ok(self.calls.ask(call, Asked::Becomes(transition, asker))?),
+        let Some(container) = self.containers.get(&serial) else { return Ok(()) };
+        match container.record.status.after(transition) {
+            Ok(_) => Ok(self.calls.ask(call, Asked::Becomes(serial, transition, asker))?),
             Err(refused) => {
                 reply(asker, Answer::refused(refused.to_string()));
                 Ok(())
@@ -86,14 +117,19 @@ impl Ready {
         }
     }
 
-    pub(super) fn exec(&mut self, request: ExecRequest) -> Result<(), Error> {
-        if let Some(refusal) = self.not_running() {
-            let _ = request.asker.try_send(refusal);
+    pub(super) fn exec(&mut self, serial: Serial, request: ExecRequest) -> Result<(), Error> {
+        let asker = request.asker.clone();
+        let Some(container) = self.containers.get_mut(&serial) else {
+            let _ = asker.try_send(Answer::refused(ENDED));
+            return Ok(());
+        };
+        if let Some(refusal) = container.not_running() {
+            let _ = asker.try_send(refusal);
             return Ok(());
         }
-        let (name, asker) = (request.name.clone(), request.asker.clone());
-        match self.execs.add(request, &self.container(), self.sender.clone()) {
-            Ok(exec) => Ok(self.calls.ask(Call::Exec(Box::new(exec)), Asked::Exec(name))?),
+        let (name, of) = (request.name.clone(), container.name().to_owned());
+        match container.execs.add(request, serial, &of, self.inbox.sender()) {
+            Ok(exec) => Ok(self.calls.ask(Call::Exec(Box::new(exec)), Asked::Exec(serial, name))?),
             Err(refusal) => {
                 let _ = asker.try_send(refusal);
                 Ok(())
@@ -101,12 +137,17 @@ impl Ready {
         }
     }
 
+    /// Whoever asked for an added process is gone.
+    pub(super) fn kill_exec(&mut self, serial: Serial, process: &str) -> Result<(), Error> {
+        self.for_exec(serial, process, Request::Signal { signal: Signal::KILL.as_raw(), all: false })
+    }
+
     /// Passes on what concerns an added process, as long as that is there.
-    pub(super) fn for_exec(&mut self, process: &str, request: Request) -> Result<(), Error> {
-        if !self.execs.has(process) {
+    pub(super) fn for_exec(&mut self, serial: Serial, process: &str, request: Request) -> Result<(), Error> {
+        let Some(container) = self.containers.get(&serial).filter(|c| c.execs.has(process)) else {
             return Ok(());
-        }
-        let (container, process) = (self.container(), process.to_owned());
+        };
+        let (container, process) = (container.name().to_owned(), process.to_owned());
         let call = match request {
             Request::Signal { signal, .. } => Call::Signal { container, process, signal, all: false },
             Request::Resize { width, height } => Call::Resize { container, process, width, height },
@@ -114,15 +155,10 @@ impl Ready {
         };
         Ok(self.calls.ask(call, Asked::Outside(None))?)
     }
+}
 
-    /// Why nothing can be asked of the container's processes now.
-    fn not_running(&self) -> Option<Answer> {
-        match self.booted.prepared.record.status {
-            Status::Running if self.exit.is_none() => None,
-            Status::Running => Some(Answer::refused("container not running: its process has ended")),
-            status => Some(Answer::refused(format!("container not running: it is {}", status.name()))),
-        }
-    }
+fn kills(request: &Request) -> bool {
+    matches!(request, Request::Signal { signal, .. } if *signal == Signal::KILL.as_raw())
 }
 
 /// What an asker is told of the agent's answer.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sandbox_protocol::Stream;
 
+use super::container::Serial;
 use super::{Error, Event, Sender};
 use crate::descriptor;
 use crate::stdio::{self, Direction, Progress, Transfer};
@@ -51,6 +52,7 @@ impl Ends {
 /// The streams of one process. Dropped after the machine is gone, it lets what has come out of it be delivered.
 #[derive(Debug)]
 pub struct Streams {
+    container: Serial,
     process: String,
     states: BTreeMap<Stream, State>,
     ends: Ends,
@@ -60,28 +62,29 @@ pub struct Streams {
 #[derive(Debug)]
 enum State {
     Expected,
-    Running(Arc<Progress>),
+    /// It is carried; the connection is the guest's.
+    Running(Arc<Progress>, UnixStream),
     Done,
 }
 
 impl Streams {
-    /// Expects the streams of a process; an empty name is the container's first.
-    pub fn expect(process: &str, terminal: bool, ends: Ends, sender: Sender) -> Self {
+    /// Expects the streams of a container's process; an empty name is its first.
+    pub fn expect(container: Serial, process: &str, terminal: bool, ends: Ends, sender: Sender) -> Self {
         let streams: &[Stream] = match terminal {
             true => &[Stream::Terminal],
             false => &[Stream::Stdin, Stream::Stdout, Stream::Stderr],
         };
         let states = streams.iter().map(|stream| (*stream, State::Expected)).collect();
-        Self { process: process.into(), states, ends, sender }
+        Self { container, process: process.into(), states, ends, sender }
     }
 
     /// Takes a connection of the guest. `false`: it is not expected, and was closed.
     pub fn opened(&mut self, stream: Stream, connection: UnixStream) -> Result<bool, Error> {
         let Some(state @ State::Expected) = self.states.get_mut(&stream) else { return Ok(false) };
+        let failed = |error| Error::Host { step: "attach a standard stream", error };
         let progress = Arc::new(Progress::default());
-        *state = State::Running(Arc::clone(&progress));
-        self.attach(stream, connection, progress)
-            .map_err(|error| Error::Host { step: "attach a standard stream", error })?;
+        *state = State::Running(Arc::clone(&progress), connection.try_clone().map_err(failed)?);
+        self.attach(stream, connection, progress).map_err(failed)?;
         Ok(true)
     }
 
@@ -94,6 +97,15 @@ impl Streams {
         }
     }
 
+    /// Lets go of the guest's ends: what a reader of ours has not taken by now is lost.
+    pub fn abandon(&self) {
+        for state in self.states.values() {
+            if let State::Running(_, guest) = state {
+                let _ = guest.shutdown(std::net::Shutdown::Both);
+            }
+        }
+    }
+
     /// Whether all output has been delivered.
     pub fn are_drained(&self) -> bool {
         self.outputs().all(|state| matches!(state, State::Done))
@@ -103,7 +115,7 @@ impl Streams {
     pub fn progress(&self) -> Option<u64> {
         let mut bytes = 0;
         for state in self.outputs() {
-            if let State::Running(progress) = state {
+            if let State::Running(progress, _) = state {
                 if progress.is_delivering() {
                     return None;
                 }
@@ -119,9 +131,9 @@ impl Streams {
 
     fn attach(&mut self, stream: Stream, guest: UnixStream, progress: Arc<Progress>) -> io::Result<()> {
         let done = {
-            let (sender, process) = (self.sender.clone(), self.process.clone());
+            let (sender, container, process) = (self.sender.clone(), self.container, self.process.clone());
             move |transfer| {
-                let _ = sender.send(Event::StreamDone(process, stream, transfer));
+                let _ = sender.send(Event::StreamDone(container, process, stream, transfer));
             }
         };
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
@@ -142,7 +154,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         let deadline = Instant::now() + LAST_OUTPUT_TIME;
-        let moves = |state: &State| matches!(state, State::Running(progress) if !progress.is_finished());
+        let moves = |state: &State| matches!(state, State::Running(progress, _) if !progress.is_finished());
         while self.outputs().any(moves) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -139,8 +139,9 @@ pub const FIELDS: &[Field] = &[
     field(
         "linux.namespaces[].path",
         Honoured(
-            "of the type `network`: the interfaces of that namespace of the host lead into the virtual machine. With \
-             any other type it is an error",
+            "of the type `network`: the interfaces of that namespace of the host lead into the virtual machine. Of a \
+             container of a pod: network, ipc, uts and pid of the pod's, by the process that stands for a container of \
+             it. Any other is an error",
         ),
     ),
     field("linux.uidMappings[].containerID", Honoured("the id 0 must be mapped")),

@@ -53,9 +53,14 @@ impl Bundle {
     }
 }
 
+/// The configuration of a bundle that is in use.
+pub fn spec_of(bundle: &Path) -> Result<Spec, SpecError> {
+    parse(&bundle.join("config.json"))
+}
+
 /// The process of a bundle's configuration, from which another one of the same container is made.
 pub fn process_of(bundle: &Path) -> Result<Process, SpecError> {
-    let spec = parse(&bundle.join("config.json"))?;
+    let spec = spec_of(bundle)?;
     spec.process()
         .clone()
         .ok_or_else(|| SpecError::Value { path: "process".into(), why: "it is missing".into() })

@@ -9,6 +9,7 @@ pub mod fields;
 mod id_maps;
 mod load;
 mod overrides;
+mod pod;
 mod share;
 mod size;
 mod template;
@@ -18,8 +19,11 @@ mod walk;
 use std::io;
 use std::path::PathBuf;
 
-pub use load::{Bundle, MAX_CONFIG_BYTES, process_from, process_from_json, process_of, resources_of};
+pub use load::{
+    Bundle, MAX_CONFIG_BYTES, process_from, process_from_json, process_of, resources_of, spec_of,
+};
 pub use overrides::Overrides;
+pub use pod::{Role, namespace_path, process_of_namespace, take_joined};
 pub use share::GuestSpec;
 pub use size::{MachineSize, overhead_mib};
 pub use template::template;

@@ -1,7 +1,9 @@
 //! From the host's paths to the guest's: what the machine has to share, and the configuration that goes in.
 //!
-//! The guest sees one share. A container has a directory in it, named by its id, with `rootfs` and, for each
-//! bind mount, `mounts/<n>` where n is the mount's place in the configuration.
+//! The guest sees one share. A container has a directory in it with `rootfs` and, for each bind mount, `mounts/<n>`
+//! where n is the mount's place in the configuration. The directory of a sandbox's first container is named by its id;
+//! that of a container that joins has a name that no other had before, since the guest may remember the files of
+//! a predecessor for a moment.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,12 @@ use sandbox_protocol::{RootWrites, SHARE_MOUNT};
 use sandbox_vmm_api::ShareEntry;
 
 use super::validate::is_bind;
-use super::{Bundle, SpecError};
+use super::{Bundle, Role, SpecError};
 use crate::state::SandboxId;
 use crate::{hooks, network};
+
+/// Where a container finds POSIX shared memory, and where the guest has that of a pod.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// A configuration as the guest gets it.
 #[derive(Clone, Debug)]
@@ -35,8 +40,13 @@ impl GuestSpec {
         let mut spec = bundle.spec().clone();
         let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
         let root = if readonly { RootWrites::Overlay } else { wanted };
+        let role = Role::of(&spec)?;
+        let top = match role {
+            Role::Alone | Role::Sandbox => PathBuf::from(id.as_str()),
+            Role::Member(_) => PathBuf::from(format!("{id}+{}", SandboxId::random())),
+        };
         let mut shares = vec![ShareEntry {
-            path: Path::new(id.as_str()).join("rootfs"),
+            path: top.join("rootfs"),
             source: bundle.root().into(),
             read_only: root == RootWrites::Overlay,
         }];
@@ -44,23 +54,37 @@ impl GuestSpec {
             root.set_path(in_guest(&shares[0]));
         }
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate().filter(|(_, m)| is_bind(m)) {
-            let share = share_of(bundle.path(), id, index, mount)?;
+            if role != Role::Alone && is_shared_memory(mount) {
+                mount.set_source(Some(SHARED_MEMORY.into()));
+                continue;
+            }
+            let share = share_of(bundle.path(), &top, index, mount)?;
             mount.set_source(Some(in_guest(&share)));
             shares.push(share);
         }
         // The guest has no use for what is meant for engines, and the host's names are none of its business.
         spec.set_annotations(None);
-        network::Wanted::in_guest(&mut spec);
+        if !matches!(role, Role::Member(_)) {
+            network::Wanted::in_guest(&mut spec);
+        }
         spec.set_hooks(hooks::for_guest(spec.hooks().as_ref()));
         Ok(Self { spec, shares, root })
     }
+}
+
+/// Whether a mount is the shared memory that an engine made for a pod: a file system in memory, called `shm`. Through
+/// the share, each container would have memory of its own there; so they get the guest's.
+fn is_shared_memory(mount: &Mount) -> bool {
+    let Some(source) = mount.source().as_ref().filter(|source| source.ends_with("shm")) else { return false };
+    let in_memory = rustix::fs::statfs(source).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC);
+    mount.destination() == Path::new(SHARED_MEMORY) && in_memory
 }
 
 fn in_guest(share: &ShareEntry) -> PathBuf {
     Path::new(SHARE_MOUNT).join(&share.path)
 }
 
-fn share_of(bundle: &Path, id: &SandboxId, index: usize, mount: &Mount) -> Result<ShareEntry, SpecError> {
+fn share_of(bundle: &Path, top: &Path, index: usize, mount: &Mount) -> Result<ShareEntry, SpecError> {
     let source = mount.source().clone().unwrap_or_default();
     let error = |why: String| SpecError::MountSource { index, path: source.clone(), why };
     if source.as_os_str().is_empty() {
@@ -73,7 +97,7 @@ fn share_of(bundle: &Path, id: &SandboxId, index: usize, mount: &Mount) -> Resul
                    a virtual machine";
         return Err(error(why.into()));
     }
-    let path = Path::new(id.as_str()).join("mounts").join(index.to_string());
+    let path = top.join("mounts").join(index.to_string());
     Ok(ShareEntry { path, source: real, read_only: is_read_only(mount) })
 }
 

@@ -4,9 +4,13 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 use sandbox_vmm_api::{MAX_MEMORY_MIB, MAX_VCPUS};
 
 use super::SpecError;
+use super::pod::{PodLimits, Role};
 
 /// The memory of a machine whose container has no limit, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 512;
+
+/// The memory of the machine of a pod that has no limit, in MiB: several containers live in it.
+pub const DEFAULT_POD_MEMORY_MIB: u32 = 1024;
 
 /// The least memory limit that a container may have, in MiB: below it a process does not even start.
 pub const MIN_LIMIT_MIB: u64 = 4;
@@ -21,6 +25,9 @@ pub const OVERHEAD_FRACTION: u64 = 32;
 /// The CPUs of a machine whose container has no CPU limit. One boots fastest; `--cpus` gives more.
 pub const DEFAULT_VCPUS: u8 = 1;
 
+/// The shares that Kubernetes writes for one CPU.
+const SHARES_OF_CPU: u64 = 1024;
+
 /// The size of a machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MachineSize {
@@ -31,20 +38,35 @@ pub struct MachineSize {
 }
 
 impl MachineSize {
-    /// The machine for a configuration.
+    /// The machine for a configuration. That of a pod has what the annotations say that all its containers may use.
     pub fn of(spec: &Spec) -> Result<Self, SpecError> {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let memory = resources.and_then(|r| r.memory().as_ref());
-        Ok(Self { memory_mib: memory_mib(memory)?, vcpus: vcpus(resources)? })
+        if Role::of(spec)? == Role::Sandbox {
+            return Self::of_pod(PodLimits::of(spec)?, resources);
+        }
+        let limit = resources.and_then(|r| r.memory().as_ref()).and_then(LinuxMemory::limit);
+        let cpu = resources.and_then(|r| r.cpu().as_ref());
+        let quota = cpu.and_then(|cpu| cpus_for_quota(cpu.quota(), cpu.period()));
+        Ok(Self { memory_mib: memory_mib(limit, DEFAULT_MEMORY_MIB)?, vcpus: vcpus(quota, cpu)? })
+    }
+
+    fn of_pod(limits: PodLimits, resources: Option<&LinuxResources>) -> Result<Self, SpecError> {
+        let quota = cpus_for_quota(limits.cpu_quota, limits.cpu_period);
+        // Without a quota, the pod gets as many as it was promised.
+        let cpus = quota.or_else(|| limits.cpu_shares.map(|shares| shares.div_ceil(SHARES_OF_CPU).max(1)));
+        let cpu = resources.and_then(|r| r.cpu().as_ref());
+        Ok(Self {
+            memory_mib: memory_mib(limits.memory_bytes, DEFAULT_POD_MEMORY_MIB)?,
+            vcpus: vcpus(cpus, cpu)?,
+        })
     }
 }
 
-/// Guest memory for a container: its limit plus the stated overhead.
-fn memory_mib(memory: Option<&LinuxMemory>) -> Result<u32, SpecError> {
+/// Guest memory for a limit: that plus the stated overhead.
+fn memory_mib(limit: Option<i64>, default: u32) -> Result<u32, SpecError> {
     // -1 and 0 are how engines write "no limit".
-    let Some(limit) = memory.and_then(|m| m.limit()).and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0)
-    else {
-        return Ok(DEFAULT_MEMORY_MIB);
+    let Some(limit) = limit.and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0) else {
+        return Ok(default);
     };
     let limit_mib = limit.div_ceil(1 << 20);
     if limit < MIN_LIMIT_MIB << 20 {
@@ -62,24 +84,23 @@ pub fn overhead_mib(limit_mib: u64) -> u64 {
     BASE_OVERHEAD_MIB + limit_mib.div_ceil(OVERHEAD_FRACTION)
 }
 
-/// vCPUs for a container: enough for its quota, and for every CPU that it names.
-fn vcpus(resources: Option<&LinuxResources>) -> Result<u8, SpecError> {
-    let Some(cpu) = resources.and_then(|r| r.cpu().as_ref()) else { return Ok(DEFAULT_VCPUS) };
-    let named = match cpu.cpus().as_deref() {
+/// vCPUs: enough for a quota, and for every CPU that the container names.
+fn vcpus(wanted: Option<u64>, cpu: Option<&LinuxCpu>) -> Result<u8, SpecError> {
+    let named = match cpu.and_then(|cpu| cpu.cpus().as_deref()) {
         Some(list) if !list.is_empty() => cpus_for_list(list)?,
         _ => 1,
     };
-    let cpus = cpus_for_quota(cpu).unwrap_or(DEFAULT_VCPUS.into()).max(named);
+    let cpus = wanted.unwrap_or(DEFAULT_VCPUS.into()).max(named);
     u8::try_from(cpus)
         .ok()
         .filter(|cpus| *cpus <= MAX_VCPUS)
         .ok_or(SpecError::TooManyCpus { cpus, max: MAX_VCPUS })
 }
 
-fn cpus_for_quota(cpu: &LinuxCpu) -> Option<u64> {
+fn cpus_for_quota(quota: Option<i64>, period: Option<u64>) -> Option<u64> {
     const DEFAULT_PERIOD_MICROS: u64 = 100_000;
-    let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
-    let period = cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_MICROS);
+    let quota = quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
+    let period = period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_MICROS);
     Some(quota.div_ceil(period))
 }
 
@@ -131,6 +152,28 @@ mod tests {
                 Err(SpecError::MemoryTooLarge { .. })
             ));
         }
+    }
+
+    #[test]
+    fn a_pod_has_what_its_annotations_say() {
+        let size = |annotations: serde_json::Value| {
+            let mut annotations = annotations;
+            annotations["io.kubernetes.cri.container-type"] = json!("sandbox");
+            let spec = json!({"ociVersion": "1.2.0", "annotations": annotations,
+                "linux": {"resources": {"cpu": {"shares": 2}, "memory": {"limit": 8 << 20}}}});
+            MachineSize::of(&serde_json::from_value(spec).unwrap()).unwrap()
+        };
+        let of = |memory_mib, vcpus| MachineSize { memory_mib, vcpus };
+        let (memory, cpu) = ("io.kubernetes.cri.sandbox-memory", "io.kubernetes.cri.sandbox-cpu-");
+        let cpu = |name: &str| format!("{cpu}{name}");
+        assert_eq!(size(json!({})), of(DEFAULT_POD_MEMORY_MIB, 1));
+        assert_eq!(size(json!({memory: "134217728", cpu("shares"): "2048"})), of(128 + 48 + 4, 2));
+        let quota = json!({cpu("quota"): "250000", cpu("period"): "100000", cpu("shares"): "512"});
+        assert_eq!(size(quota), of(DEFAULT_POD_MEMORY_MIB, 3));
+        assert_eq!(
+            size(json!({memory: "0", cpu("quota"): "0", cpu("shares"): "2"})),
+            of(DEFAULT_POD_MEMORY_MIB, 1)
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy as Policy, LinuxTimeOffset, Mount, Process, Scheduler, Spec,
 };
 
-use super::{SpecError, id_maps};
+use super::{Role, SpecError, id_maps};
 use crate::hooks::points;
 
 /// The types of mount that the agent makes. A bind mount may have any type: its options say what it is.
@@ -122,10 +122,18 @@ fn check_hooks(spec: &Spec) -> Result<(), SpecError> {
 
 fn check_namespaces(spec: &Spec) -> Result<(), SpecError> {
     let mut seen = HashSet::new();
+    let joins = matches!(Role::of(spec)?, Role::Member(_));
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
     for (index, namespace) in namespaces.unwrap_or_default().iter().enumerate() {
-        check_namespace_path(index, namespace)?;
+        if !joins {
+            check_namespace_path(index, namespace)?;
+        }
         let path = format!("linux.namespaces[{index}].type");
+        if joins && namespace.typ() == LinuxNamespaceType::User {
+            let reason =
+                "a container of a pod shares namespaces that it could not enter from one of its own".into();
+            return Err(SpecError::Unsupported { path, reason });
+        }
         if !seen.insert(namespace.typ()) {
             return Err(value(&path, &format!("`{}` is there twice", namespace.typ())));
         }
@@ -143,8 +151,8 @@ fn check_namespace_path(index: usize, namespace: &LinuxNamespace) -> Result<(), 
     let field = format!("linux.namespaces[{index}].path");
     if namespace.typ() != LinuxNamespaceType::Network {
         let reason = format!(
-            "the {} namespace of the host cannot be joined from a virtual machine (an engine's pods come as such \
-             namespaces: ask it for none)",
+            "the {} namespace of the host cannot be joined from a virtual machine (but for a container of a \
+             pod, whose annotations say so)",
             namespace.typ()
         );
         return Err(SpecError::Unsupported { path: field, reason });

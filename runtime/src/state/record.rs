@@ -38,6 +38,9 @@ pub struct Record {
     /// Its network.
     #[serde(default)]
     pub network: network::Wanted,
+    /// The container in whose machine it lives, where that is not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
     /// The annotations of the configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -85,6 +88,7 @@ impl Record {
             rootfs: "/rootfs".into(),
             cgroup: None,
             network: network::Wanted::Loopback,
+            sandbox: None,
             annotations: BTreeMap::new(),
             created: String::new(),
             machine: None,

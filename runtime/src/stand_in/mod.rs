@@ -11,36 +11,38 @@
 //! the signals that it gets on to it, and ends with its exit code. When it dies, the kernel kills the monitor.
 //! Its line to its client is the door: a [`View`] comes in before the monitor is started, [`FromClient::Stands`]
 //! when the container stands and its mount points are there, and [`FromStandIn`] goes back.
+//!
+//! A container that joins a sandbox has one of another kind, see [`member`].
 
-use std::ffi::CStr;
+mod member;
+mod view;
+
+pub use member::{MEMBER, member};
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
-};
 use rustix::process::Signal;
-use rustix::thread::UnshareFlags;
 use sandbox_protocol::frame::{self, FrameError};
+use sandbox_vmm_api::ShareEntry;
 use serde::{Deserialize, Serialize};
 
 use crate::client::Signals;
 use crate::descriptor::{self, Ties};
 use crate::monitor::{self, MAX_LIFELINE_BYTES};
 use crate::sandbox::{Ends, Plan};
-use crate::spec::is_bind;
-use crate::{exit, network, process};
+use crate::{exit, process};
+use member::Join;
+use view::{View, take_place};
 
 /// The name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "stand-in";
 
-/// Where it finds the monitor's end of the lifeline, and its own of the door.
+/// Where it finds the monitor's end of the lifeline, where it starts one, and its own of the door.
 const LIFELINE_FD: RawFd = 3;
 const DOOR_FD: RawFd = 4;
 
@@ -74,46 +76,6 @@ fn host_io(step: &'static str) -> impl FnOnce(io::Error) -> StandInError {
     move |error| StandInError::Host { step, error }
 }
 
-/// What an engine is to see of a container's files.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-struct View {
-    root: PathBuf,
-    read_only: bool,
-    mounts: Vec<Shown>,
-    network: network::Wanted,
-}
-
-/// What there is at a place in the container.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-struct Shown {
-    destination: PathBuf,
-    /// Of the host; none is a file system of the guest's.
-    source: Option<PathBuf>,
-    read_only: bool,
-}
-
-impl View {
-    fn of(plan: &Plan) -> Self {
-        let spec = &plan.create.spec;
-        let container = Path::new(&plan.create.container);
-        let shown = |(index, mount): (usize, &oci_spec::runtime::Mount)| {
-            let path = container.join("mounts").join(index.to_string());
-            let share = plan.machine.shares.iter().find(|share| share.path == path);
-            Shown {
-                destination: mount.destination().clone(),
-                source: share.filter(|_| is_bind(mount)).map(|share| share.source.clone()),
-                read_only: share.is_none_or(|share| share.read_only),
-            }
-        };
-        Self {
-            root: plan.rootfs.clone(),
-            read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
-            mounts: spec.mounts().iter().flatten().enumerate().map(shown).collect(),
-            network: plan.network.clone(),
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 enum FromClient {
     Stands,
@@ -136,23 +98,51 @@ impl StandIn {
     /// Starts one, which starts the monitor and hands it its end of the lifeline, and these streams of the process;
     /// none: ours.
     pub fn start(lifeline: &UnixStream, plan: &Plan, streams: Option<Ends>) -> Result<Self, StandInError> {
-        let (mut door, theirs) = UnixStream::pair().map_err(host_io("make the door"))?;
+        let mut stand_in = Self::spawn(SUBCOMMAND, &[(lifeline.as_fd(), LIFELINE_FD)], streams)?;
+        frame::write(&mut stand_in.door, &View::of(plan), MAX_LIFELINE_BYTES)?;
+        Ok(stand_in)
+    }
+
+    /// Starts one that asks for a container in the sandbox whose request socket this is.
+    pub fn join(
+        socket: PathBuf,
+        plan: &Plan,
+        shares: &[ShareEntry],
+        streams: Option<Ends>,
+    ) -> Result<Self, StandInError> {
+        let mut stand_in = Self::spawn(MEMBER, &[], streams)?;
+        let (view, container) = (View::of(plan), plan.container.clone());
+        let join = Join { view, socket, container, shares: shares.to_vec() };
+        frame::write(&mut stand_in.door, &join, MAX_LIFELINE_BYTES)?;
+        Ok(stand_in)
+    }
+
+    fn spawn(
+        subcommand: &str,
+        given: &[(BorrowedFd<'_>, RawFd)],
+        streams: Option<Ends>,
+    ) -> Result<Self, StandInError> {
+        let (door, theirs) = UnixStream::pair().map_err(host_io("make the door"))?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg(SUBCOMMAND);
+        command.arg(subcommand);
         if let Some(Ends { stdin, stdout, stderr }) = streams {
             command.stdin(stream(stdin)).stdout(stream(stdout)).stderr(stream(stderr));
         }
-        let given = [(lifeline.as_fd(), LIFELINE_FD), (theirs.as_fd(), DOOR_FD)];
+        let mut given = given.to_vec();
+        given.push((theirs.as_fd(), DOOR_FD));
         descriptor::give(&mut command, &given, Ties::None).map_err(host_io("prepare a process"))?;
         let child = command.spawn().map_err(host_io("start a process"))?;
-        drop((theirs, command));
-        frame::write(&mut door, &View::of(plan), MAX_LIFELINE_BYTES)?;
         Ok(Self { child, door })
     }
 
     /// Lets it take its place, now that the container stands. From then on it lives on by itself.
     pub fn release(&mut self) -> Result<(), StandInError> {
         frame::write(&mut self.door, &FromClient::Stands, MAX_LIFELINE_BYTES)?;
+        self.ready()
+    }
+
+    /// Waits until it has taken its place.
+    pub fn ready(&mut self) -> Result<(), StandInError> {
         match frame::read(&mut self.door, MAX_LIFELINE_BYTES)? {
             Some(FromStandIn::Ready) => Ok(()),
             Some(FromStandIn::Failed(why)) => Err(StandInError::Failed(why)),
@@ -160,18 +150,23 @@ impl StandIn {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The process.
     pub fn into_child(self) -> Child {
         self.child
     }
 
-    /// Ends it, and with it the monitor.
+    /// Ends it, and with it the monitor, or the container of a pod.
     pub fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
     }
 
-    /// Waits for its end, which is the monitor's.
+    /// Waits for its end.
     pub fn wait(self) -> io::Result<ExitStatus> {
         let Self { mut child, door } = self;
         // It may be waiting for us.
@@ -223,92 +218,4 @@ fn attend(mut monitor: Child, mut signals: Signals) -> Result<u8, StandInError> 
     let status = monitor.wait().map_err(host_io("wait for the monitor"))?;
     process::reap_orphans(Instant::now() + process::ORPHAN_TIME);
     Ok(exit::code_of_process(status))
-}
-
-/// Leaves the host's mounts for those of the view.
-fn take_place(view: &View) -> Result<(), StandInError> {
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(host("open /dev/null"))?;
-    // SAFETY: this process has one thread, and no descriptor table is unshared.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(host("make a mount namespace"))?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(host("cut the mount namespace off"))?;
-    let root = clone(&view.root, view.read_only).map_err(host("open the root file system"))?;
-    let mounts: Vec<(&Shown, OwnedFd)> = view
-        .mounts
-        .iter()
-        .map(|shown| Ok((shown, tree(shown)?)))
-        .collect::<Result<_, _>>()
-        .map_err(host("open a volume"))?;
-    move_mount(&root, "", CWD, &view.root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .and_then(|()| rustix::process::chdir(&view.root))
-        .and_then(|()| rustix::process::pivot_root(".", "."))
-        .and_then(|()| unmount(".", UnmountFlags::DETACH))
-        .and_then(|()| rustix::process::chdir("/"))
-        .map_err(host("enter the root file system"))?;
-    for (shown, tree) in &mounts {
-        // What is at the place is the guest's affair, who may have put there what nothing can be mounted on.
-        let _ = attach(tree, &shown.destination);
-    }
-    // The streams are the monitor's, and whoever reads them waits for the last who has them.
-    rustix::stdio::dup2_stdin(&null)
-        .and_then(|()| rustix::stdio::dup2_stdout(&null))
-        .and_then(|()| rustix::stdio::dup2_stderr(&null))
-        .map_err(host("let go of the standard streams"))
-}
-
-fn tree(shown: &Shown) -> rustix::io::Result<OwnedFd> {
-    match &shown.source {
-        Some(source) => clone(source, shown.read_only),
-        None => nothing(),
-    }
-}
-
-/// A detached copy of a mount of the host.
-fn clone(source: &Path, read_only: bool) -> rustix::io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, source, flags)?;
-    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    restrict(&tree, read_only | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC)?;
-    Ok(tree)
-}
-
-/// An empty directory that stays empty.
-fn nothing() -> rustix::io::Result<OwnedFd> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-}
-
-/// Attaches a tree at a path below `/`, which belongs to the hostile side.
-fn attach(tree: &OwnedFd, destination: &Path) -> rustix::io::Result<()> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let target = openat2(root, destination, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(tree, "", target, "", flags)
-}
-
-/// Sets attributes of a mount.
-fn restrict(tree: &OwnedFd, attributes: u64) -> rustix::io::Result<()> {
-    const EMPTY: &CStr = c"";
-    let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path and the structure are valid and outlive the call, which only reads them.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            EMPTY.as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const change,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    match done {
-        0 => Ok(()),
-        _ => {
-            Err(rustix::io::Errno::from_io_error(&io::Error::last_os_error())
-                .unwrap_or(rustix::io::Errno::IO))
-        }
-    }
 }
