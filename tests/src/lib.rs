@@ -25,6 +25,7 @@ pub mod orphan;
 pub mod outcome;
 pub mod pattern;
 pub mod place;
+pub mod pod;
 pub mod podman;
 pub mod process;
 pub mod sandbox;

@@ -14,7 +14,7 @@ use crate::Outcome;
 use crate::place::patience;
 
 /// How often a condition is looked at while waiting for it.
-pub(crate) const POLL: Duration = Duration::from_millis(10);
+pub const POLL: Duration = Duration::from_millis(10);
 
 /// A running program, in a process group of its own. It is killed when this is dropped.
 pub struct Process {

@@ -23,6 +23,7 @@ mod network_cni;
 mod network_docker;
 mod network_podman;
 mod podman;
+mod pods;
 mod resources;
 mod running;
 mod scheduling;
