@@ -75,7 +75,7 @@ impl Containerd {
     #[track_caller]
     pub fn start(&mut self) {
         let programs = binary(SHIM).parent().expect("a program has a directory").to_owned();
-        let mut command = Command::new("containerd");
+        let mut command = Command::new(program("containerd"));
         command.arg("--config").arg(self.path("config.toml"));
         command.env("PATH", format!("{}:{SEARCH_PATH}", programs.display()));
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
@@ -148,7 +148,7 @@ impl Containerd {
 
     /// The command line of `ctr` with these words.
     pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(program("ctr"));
         command.arg("--address").arg(self.path("sock")).args(["--namespace", &self.id]);
         command.args(words.into_iter().map(Into::into));
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
@@ -294,8 +294,13 @@ impl Containerd {
     }
 }
 
+/// A program of containerd's: from the directory that `SANDBOX_CONTAINERD_DIR` names, or else the installed one.
+fn program(name: &str) -> PathBuf {
+    std::env::var_os("SANDBOX_CONTAINERD_DIR").map_or_else(|| name.into(), |dir| Path::new(&dir).join(name))
+}
+
 fn is_installed() -> bool {
-    Command::new("containerd").arg("--version").output().is_ok_and(|output| output.status.success())
+    Command::new(program("containerd")).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 impl Drop for Containerd {
