@@ -139,10 +139,11 @@ impl Task for Service {
     }
 
     /// What stands for the container on the host: its processes are in the guest, and their ids mean nothing here.
+    /// It is named after its end as well: a containerd that comes back throws away a task without processes, and with
+    /// it the exit code.
     fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
-        let state = self.container(&request.id)?.init.state();
-        let pid = Some(state.pid).filter(|_| state.status != Status::Stopped);
-        let processes = pid.map(|pid| ProcessInfo { pid, ..ProcessInfo::default() }).into_iter().collect();
+        let pid = self.container(&request.id)?.init.state().pid;
+        let processes = vec![ProcessInfo { pid, ..ProcessInfo::default() }];
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
