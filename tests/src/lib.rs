@@ -17,6 +17,7 @@ pub mod bundle;
 pub mod cni;
 pub mod container;
 pub mod containerd;
+pub mod debian;
 pub mod docker;
 pub mod initramfs;
 pub mod leaks;

@@ -134,6 +134,15 @@ impl Podman {
         self.podman(self.run_words(&format!("--detach --name {name} {options}"), script)).expect_code(0);
     }
 
+    /// Starts a container of another image in the background, with the command that the image has.
+    #[track_caller]
+    pub fn start_image(&self, name: &str, options: &str, image: &str) {
+        let cgroup = format!("/{}", self.id);
+        let fixed = ["run", "--network", "none", "--cgroup-parent", &cgroup, "--detach", "--name", name];
+        let words = fixed.into_iter().chain(options.split_whitespace()).chain([image]);
+        self.podman(words).expect_code(0);
+    }
+
     /// `podman exec` of a shell script. Waits for it.
     #[track_caller]
     pub fn exec(&self, name: &str, script: &str) -> Outcome {

@@ -31,14 +31,31 @@ pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// The highest signal of Linux on x86-64.
+const LAST_SIGNAL: i32 = 64;
+
 fn number(text: &str) -> Option<i32> {
-    const LAST_SIGNAL: i32 = 64;
     if let Ok(number) = text.parse() {
         return (1..=LAST_SIGNAL).contains(&number).then_some(number);
     }
     let name = text.to_uppercase();
     let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    name.parse::<Signal>().ok().map(|signal| signal as i32)
+    name.parse::<Signal>().ok().map(|signal| signal as i32).or_else(|| real_time(&name))
+}
+
+/// The number of `SIGRTMIN+n` or `SIGRTMAX-n`; the first two of the kernel's are the C library's own.
+fn real_time(name: &str) -> Option<i32> {
+    const FIRST: i32 = 34;
+    let count = |text: &str, sign: char| match text {
+        "" => Some(0),
+        _ => text.strip_prefix(sign)?.parse::<u8>().ok().map(i32::from),
+    };
+    let number = match (name.strip_prefix("SIGRTMIN"), name.strip_prefix("SIGRTMAX")) {
+        (Some(up), _) => FIRST + count(up, '+')?,
+        (_, Some(down)) => LAST_SIGNAL - count(down, '-')?,
+        _ => return None,
+    };
+    (FIRST..=LAST_SIGNAL).contains(&number).then_some(number)
 }
 
 #[cfg(test)]
@@ -53,6 +70,12 @@ mod tests {
             ("kill", Some(9)),
             ("1", Some(1)),
             ("64", Some(64)),
+            ("SIGRTMIN+3", Some(37)),
+            ("rtmax", Some(64)),
+            ("RTMAX-14", Some(50)),
+            ("RTMIN+31", None),
+            ("RTMIN3", None),
+            ("RTMAX+1", None),
             ("0", None),
             ("65", None),
             ("-9", None),

@@ -95,7 +95,10 @@ pub const FIELDS: &[Field] = &[
     field("mounts[].type", Honoured("bind, proc, sysfs, tmpfs, devpts, mqueue, cgroup")),
     field(
         "mounts[].source",
-        Honoured("of a bind mount: a directory or regular file, relative to the bundle or absolute"),
+        Honoured(
+            "of a bind mount: a directory or regular file, relative to the bundle or absolute; the host's cgroups \
+             stand for the container's own",
+        ),
     ),
     field("mounts[].options", Honoured("a bind mount without `ro` is written through to the host")),
     field("mounts[].uidMappings", Refused(NO_ID_MAPS)),

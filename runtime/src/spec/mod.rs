@@ -5,6 +5,7 @@
 //! as far as this host can tell; a [`GuestSpec`], in which every host path has become the path at which the
 //! guest finds it, next to the list of what the machine has to share for it.
 
+mod cgroup_mounts;
 pub mod fields;
 mod id_maps;
 mod load;

@@ -13,7 +13,7 @@ use sandbox_protocol::{RootWrites, SHARE_MOUNT};
 use sandbox_vmm_api::ShareEntry;
 
 use super::validate::is_bind;
-use super::{Bundle, Role, SpecError};
+use super::{Bundle, Role, SpecError, cgroup_mounts};
 use crate::state::SandboxId;
 use crate::{hooks, network};
 
@@ -38,6 +38,7 @@ impl GuestSpec {
     /// an overlay all the same, in which the agent can make the places of mounts that the root lacks.
     pub fn of(bundle: &Bundle, id: &SandboxId, wanted: RootWrites) -> Result<Self, SpecError> {
         let mut spec = bundle.spec().clone();
+        cgroup_mounts::replace(&mut spec, bundle.path());
         let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
         let root = if readonly { RootWrites::Overlay } else { wanted };
         let role = Role::of(&spec)?;
@@ -102,7 +103,7 @@ fn share_of(bundle: &Path, top: &Path, index: usize, mount: &Mount) -> Result<Sh
 }
 
 /// Whether a mount's options say so. The last word counts, as in mount(8).
-fn is_read_only(mount: &Mount) -> bool {
+pub fn is_read_only(mount: &Mount) -> bool {
     let options = mount.options().iter().flatten();
     options.fold(false, |read_only, option| match option.as_str() {
         "ro" | "rro" => true,

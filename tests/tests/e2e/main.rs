@@ -29,6 +29,7 @@ mod running;
 mod scheduling;
 mod start_hooks;
 mod streams;
+mod systemd;
 mod terminal;
 mod user_namespaces;
 mod verbs;

@@ -1,0 +1,105 @@
+//! A whole Debian, whose first process is systemd.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use sandbox_tests::debian::{archive, unpack};
+use sandbox_tests::place::patience;
+use sandbox_tests::podman::Podman;
+use sandbox_tests::process::Process;
+use sandbox_tests::{Outcome, Sandbox, sandbox};
+use serde_json::json;
+
+/// What systemd asks for, besides what a container has anyway.
+const CAPABILITIES: [&str; 13] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_NICE",
+];
+
+/// A service that leaves a file when it is started, and another when it is stopped.
+const SERVICE: &str =
+    "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=touch /started\nExecStop=touch /stopped\n";
+
+/// A bundle as the guide describes it.
+fn system(name: &str, archive: &std::path::Path) -> Sandbox {
+    let sandbox = sandbox(name).command(["/sbin/init"]).capable(&CAPABILITIES).config(|config| {
+        config["process"]["noNewPrivileges"] = false.into();
+        config["process"]["env"].as_array_mut().expect("a list").push("container=sandbox".into());
+        let mounts = config["mounts"].as_array_mut().expect("a list");
+        for mount in mounts.iter_mut().filter(|mount| mount["destination"] == "/sys/fs/cgroup") {
+            mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+        }
+        for (destination, mode) in [("/run", "mode=755"), ("/tmp", "mode=1777")] {
+            let options = ["nosuid", "nodev", mode];
+            let mount =
+                json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options});
+            mounts.push(mount);
+        }
+    });
+    unpack(archive, &sandbox.bundle.root(""));
+    let units = sandbox.bundle.root("etc/systemd/system");
+    fs::write(units.join("probe.service"), SERVICE).expect("a file");
+    fs::create_dir_all(units.join("multi-user.target.wants")).expect("a directory");
+    symlink("../probe.service", units.join("multi-user.target.wants/probe.service")).expect("a link");
+    sandbox
+}
+
+/// Waits until the system has started all that it was to start, well or not. At first there is nobody to answer.
+fn wait_until_it_runs(ask: impl Fn() -> Outcome) {
+    let deadline = Instant::now() + patience();
+    loop {
+        let outcome = ask();
+        if ["running", "degraded"].contains(&outcome.out().trim()) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the system does not come up: {outcome}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn it_boots_runs_services_in_cgroups_of_its_own_and_shuts_down() {
+    let Some(archive) = archive("systemd") else { return };
+    let sandbox = system("systemd", &archive);
+    let container = sandbox.start();
+    wait_until_it_runs(|| sandbox.exec(&[], ["systemctl", "is-system-running"]));
+    sandbox.exec(&[], ["systemctl", "is-active", "multi-user.target"]).expect_stdout("active\n");
+    assert!(sandbox.bundle.root("started").exists() && !sandbox.bundle.root("stopped").exists());
+    let run = ["systemd-run", "--quiet", "--pipe", "--wait", "--property=MemoryMax=64M", "--unit=inner"];
+    let script = "cat /proc/self/cgroup /sys/fs/cgroup/system.slice/inner.service/memory.max";
+    let words: Vec<&str> = run.into_iter().chain(["sh", "-c", script]).collect();
+    let outcome = Process::spawn(&mut sandbox.exec_command(&[], words)).wait();
+    outcome.expect_stdout("0::/system.slice/inner.service\n67108864\n");
+    sandbox.on("kill", ["SIGRTMIN+3"]).expect_code(0);
+    assert_eq!(container.monitor.wait(), 0);
+    assert!(sandbox.bundle.root("stopped").exists());
+    sandbox.on("delete", []).expect_code(0);
+}
+
+#[test]
+fn podman_runs_it_and_stops_it() {
+    let Some(podman) = Podman::new("podman-systemd") else { return };
+    let Some(archive) = archive("podman-systemd") else { return };
+    let import = ["import", "--quiet", "--change", "CMD [\"/sbin/init\"]"];
+    let words = import.into_iter().chain([archive.to_str().expect("a path"), "localhost/system"]);
+    podman.podman(words).expect_code(0);
+    podman.start_image("box", "--systemd=always", "localhost/system");
+    wait_until_it_runs(|| podman.line("exec box systemctl is-system-running"));
+    podman.line("exec box systemctl is-active multi-user.target").expect_stdout("active\n");
+    // One that does not end by itself is killed, and gives 137.
+    podman.line("stop --time 60 box").expect_code(0);
+    podman.line("inspect box --format {{.State.ExitCode}}").expect_stdout("0\n");
+    podman.line("rm box").expect_code(0);
+}
