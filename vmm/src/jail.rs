@@ -1,4 +1,5 @@
-//! The jail: what the process that runs a guest still sees of the host's files.
+//! The jail: what the process that runs a guest still sees of the host's files. It also has a network without an
+//! interface, and IPC and names of its own.
 //!
 //! ```text
 //! /            a small tmpfs of its own, read-only
@@ -24,6 +25,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
 };
+use rustix::thread::UnshareFlags;
 use sandbox_vmm_api::ShareEntry;
 
 /// Where the jail has the share.
@@ -38,12 +40,12 @@ const ROOT_OPTIONS: [(&str, &str); 3] = [("size", "64k"), ("nr_inodes", "16384")
 /// Why the jail could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A mount namespace belongs to a thread.
+    /// Namespaces belong to a thread.
     #[error("the jail must be entered before any thread is started")]
     Threads,
-    /// The namespace was refused.
-    #[error("making a mount namespace for the machine: {0}{remedy}", remedy = privilege_remedy(*.0))]
-    Namespace(Errno),
+    /// The namespaces were refused.
+    #[error("making namespaces for the machine: {0}{remedy}", remedy = privilege_remedy(*.0))]
+    Namespaces(Errno),
     /// A source could not be opened.
     #[error("sharing {path}: {error}", path = .path.display())]
     Source {
@@ -96,7 +98,7 @@ fn privilege_remedy(error: Errno) -> &'static str {
 /// `vsock_directory`. Programs that it executes gain no privileges.
 pub fn enter(shares: &[ShareEntry], vsock_directory: Option<&Path>) -> Result<(), Error> {
     check_single_thread()?;
-    leave_mount_namespace()?;
+    leave_namespaces()?;
     let sources = shares.iter().map(Source::of_share).collect::<Result<Vec<_>, _>>()?;
     let vsock = vsock_directory.map(Source::of_vsock).transpose()?;
 
@@ -137,11 +139,12 @@ fn check_single_thread() -> Result<(), Error> {
     }
 }
 
-/// Leaves the host's mount namespace for a copy in which nothing spreads to the host.
-fn leave_mount_namespace() -> Result<(), Error> {
-    // SAFETY: no thread shares this one's file system attributes or mount namespace, as was checked before.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
-        .map_err(Error::Namespace)?;
+/// Leaves the host's mount namespace for a copy in which nothing spreads to the host, and its network, System V IPC
+/// and names for nothing: sockets with abstract names are of a network namespace, and need no file to be reached.
+fn leave_namespaces() -> Result<(), Error> {
+    let all = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    // SAFETY: no thread shares this one's file system attributes or namespaces, as was checked before.
+    unsafe { rustix::thread::unshare_unsafe(all) }.map_err(Error::Namespaces)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(at("keeping mounts inside"))
 }

@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod bus;
 pub mod config;
+mod confine;
 pub mod control;
 pub mod devices;
 pub mod events;

@@ -5,10 +5,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sandbox_vmm_api::{ExitReason, MachineChoice, VmEvent};
+use sandbox_vmm_api::{ExitReason, MachineChoice, MachineKind, VmEvent};
 
 use crate::boot::{self, BootError};
 use crate::config::{Config, ConfigError};
+use crate::confine::{self, Kind};
 use crate::control::{Control, ListenError, Verdict};
 use crate::events::{EventSocket, Peer};
 use crate::kvm::open::KvmUnusable;
@@ -81,8 +82,12 @@ fn start(events: &EventSocket) -> Result<(Box<dyn Machine>, Control), SessionErr
     timeline.step("read the configuration");
     boot::check_files(config.kernel(), config.image())?;
     let (mut machine, reason) = make_machine(&config, &mut timeline)?;
+    confine::enter(match machine.kind() {
+        MachineKind::Kvm => Kind::Control,
+        MachineKind::Qemu => Kind::ControlOfQemu,
+    });
     machine.resume()?;
-    timeline.step("start the vCPUs");
+    timeline.step("confine the process and start the vCPUs");
     events.send(&VmEvent::Running { machine: machine.kind(), reason, timings: timeline.into_timings() });
     Ok((machine, control))
 }

@@ -7,9 +7,10 @@ use sandbox_vmm_api::{MachineKind, Probe, ProbedMachine};
 use serde::Serialize;
 
 use super::machine::name;
-use super::{Error, print};
+use super::{Error, Global, print, security};
 use crate::artefact::Artefact;
 use crate::exit;
+use crate::state::SandboxId;
 
 /// The arguments of `sandbox check`.
 #[derive(Clone, Debug, clap::Args)]
@@ -17,6 +18,9 @@ pub struct Args {
     /// Form of the report
     #[arg(long, short, value_enum, default_value = "text")]
     format: Form,
+    /// What holds the machine of this running sandbox, instead
+    #[arg(long, value_name = "ID")]
+    security: Option<SandboxId>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -35,6 +39,20 @@ pub enum CheckError {
         program: PathBuf,
         /// What happened.
         why: String,
+    },
+    /// The sandbox has no machine.
+    #[error("sandbox {id} has no machine at the moment: it must be created or running")]
+    NotRunning {
+        /// The sandbox.
+        id: SandboxId,
+    },
+    /// The sandbox's processes could not be looked at, or ended meanwhile.
+    #[error("cannot look at the processes of sandbox {id}: {why}")]
+    Look {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        why: std::io::Error,
     },
 }
 
@@ -70,7 +88,15 @@ enum Verdict {
 }
 
 /// Reports what the host offers. The exit code says whether a sandbox can run.
-pub fn check(args: &Args) -> Result<u8, Error> {
+pub fn check(args: &Args, global: &Global) -> Result<u8, Error> {
+    if let Some(id) = &args.security {
+        let report = security::look(id, &global.root())?;
+        match args.format {
+            Form::Json => print(&format!("{}\n", serde_json::json!(report)))?,
+            Form::Text => print(&security::text(&report))?,
+        }
+        return Ok(0);
+    }
     let report = look()?;
     match args.format {
         Form::Json => print(&format!("{}\n", serde_json::json!(report)))?,

@@ -13,6 +13,7 @@ mod pause;
 mod ps;
 mod removal;
 mod run;
+mod security;
 mod spec;
 mod start;
 mod state;
@@ -189,7 +190,7 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
     }
     match cli.command {
         Some(Command::Run(args)) => run::run(&args, &cli.global, log),
-        Some(Command::Check(args)) => check::check(&args),
+        Some(Command::Check(args)) => check::check(&args, &cli.global),
         Some(Command::Spec(args)) => spec::spec(&args),
         Some(Command::List(args)) => list::list(&args, &cli.global, log),
         Some(Command::Kill(args)) => kill::kill(&args, &cli.global),

@@ -14,6 +14,7 @@ mod guide;
 mod hooks;
 mod host_cgroup;
 mod information;
+mod jail;
 mod lifecycle;
 mod limits;
 mod machine;

@@ -17,6 +17,7 @@ use crate::boot::cmdline::{Console, MmioSlot, kernel_cmdline};
 use crate::boot::{BootError, Description, Guest};
 use crate::bus::Bus;
 use crate::config::Config;
+use crate::confine::Kind;
 use crate::devices::blk::image::ImageError;
 use crate::devices::net::NetError;
 use crate::jail;
@@ -189,9 +190,10 @@ fn start_vcpus(
 fn start_event_loops(devices: &[Arc<MmioDevice>]) -> Result<Vec<EventLoop>, StartError> {
     let (files, streams): (Vec<_>, Vec<_>) =
         devices.iter().cloned().partition(|device| device.name() == "fs" || device.name().starts_with("blk"));
-    let mut loops = vec![EventLoop::start("devices", &streams).map_err(host("start the device thread"))?];
+    let mut loops =
+        vec![EventLoop::start("devices", Kind::Devices, &streams).map_err(host("start the device thread"))?];
     if !files.is_empty() {
-        loops.push(EventLoop::start("files", &files).map_err(host("start the file thread"))?);
+        loops.push(EventLoop::start("files", Kind::Files, &files).map_err(host("start the file thread"))?);
     }
     Ok(loops)
 }

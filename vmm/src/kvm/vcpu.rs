@@ -13,6 +13,7 @@ use super::run_control::{Command, RunControl};
 use super::vm::VmError;
 use crate::boot::{Entry, registers};
 use crate::bus::{Access, Bus};
+use crate::confine::{self, Kind};
 
 /// The bytes of a vCPU thread's stack.
 const STACK_BYTES: usize = 256 << 10;
@@ -103,6 +104,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmError> {
 /// Starts a vCPU's thread, which waits to be let run.
 pub fn start(id: usize, vcpu: VcpuFd, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK_BYTES).spawn(move || {
+        confine::enter(Kind::Vcpu);
         run(vcpu, &shared);
         shared.control.ended();
     })

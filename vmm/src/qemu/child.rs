@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::confinement;
+use crate::confine::{self, Kind};
 
 /// How much of QEMU's last words is kept.
 const LAST_WORDS_BYTES: usize = 4096;
@@ -56,6 +57,7 @@ impl Qemu {
         let Some(mut stderr) = self.child.stderr.take() else { return Ok(()) };
         let words = self.last_words.clone();
         let listener = std::thread::Builder::new().name("qemu-stderr".to_owned()).spawn(move || {
+            confine::enter(Kind::Listener);
             let mut chunk = [0; 1024];
             while let Ok(length) = stderr.read(&mut chunk) {
                 let heard = chunk.get(..length).unwrap_or_default();

@@ -31,6 +31,7 @@ use std::thread::JoinHandle;
 use sandbox_vmm_api::{ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, SHARE_TAG, Statistics};
 
 use crate::config::Config;
+use crate::confine::{self, Kind};
 use crate::fs::Fs;
 use crate::jail;
 use crate::legacy::console::ConsoleFile;
@@ -242,6 +243,7 @@ fn start_error(error: io::Error) -> Error {
 /// Starts the thread that writes down what the guest's console says, within the file's limits.
 fn keep_console(mut console: UnixStream, mut file: ConsoleFile) -> Result<JoinHandle<()>, Error> {
     let keep = move || {
+        confine::enter(Kind::Listener);
         // A file that cannot be written does not end the guest; what is left of its console is read and lost.
         if let Err(error) = io::copy(&mut console, &mut file) {
             tracing::warn!(%error, "writing the guest's console");

@@ -31,6 +31,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::confine::{self, Kind};
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 
 type Memory = GuestMemoryAtomic<GuestMemory>;
@@ -116,6 +117,8 @@ impl Served {
 /// The device as the vhost-user crate sees it.
 struct Adapter {
     driven: Mutex<Driven>,
+    /// What the thread is for that serves the queues.
+    kind: Kind,
     /// Written when QEMU begins to hand out the rings.
     start: EventFd,
 }
@@ -258,9 +261,10 @@ enum Event {
 impl Adapter {
     fn new(device: Box<dyn VirtioDevice>, memory: Memory) -> io::Result<Self> {
         let places = [0; QUEUES_OF_BACKEND];
+        let kind = if device.device_type() == VIRTIO_ID_FS { Kind::Files } else { Kind::Devices };
         let driven = Driven { device, memory, features: 0, state: State::Idle, places, told_of_break: false };
         let start = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
-        Ok(Self { driven: Mutex::new(driven), start })
+        Ok(Self { driven: Mutex::new(driven), kind, start })
     }
 
     /// Waits until QEMU has handed out all rings, and serves them.
@@ -307,6 +311,8 @@ impl VhostUserBackend for Adapter {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        // The library's thread for the socket asks this first, before it is handed any memory.
+        confine::enter_once(Kind::VhostUser);
         // QEMU has the file device's configuration from its own command line, and complains of two sources.
         match self.lock().device.device_type() {
             VIRTIO_ID_FS => VhostUserProtocolFeatures::REPLY_ACK,
@@ -344,6 +350,7 @@ impl VhostUserBackend for Adapter {
         vrings: &[Vring],
         _thread: usize,
     ) -> io::Result<()> {
+        confine::enter_once(self.kind);
         let event = usize::from(event);
         match event.checked_sub(FIRST_DESCRIPTOR_EVENT) {
             Some(index) => {

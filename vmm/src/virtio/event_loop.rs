@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mmio::MmioDevice;
+use crate::confine::{self, Kind};
 
 /// The bytes of a device thread's stack: devices recurse nowhere.
 const STACK_BYTES: usize = 256 << 10;
@@ -41,8 +42,8 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts a thread, which carries this name, for these devices.
-    pub fn start(name: &str, devices: &[Arc<MmioDevice>]) -> io::Result<Self> {
+    /// Starts a thread, which carries this name and may do what its kind does, for these devices.
+    pub fn start(name: &str, kind: Kind, devices: &[Arc<MmioDevice>]) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let epoll = Epoll::new()?;
         let mut sources = Vec::new();
@@ -57,10 +58,11 @@ impl EventLoop {
                 watch(&epoll, &mut sources, fd, Source::Ready(Arc::clone(device), fd))?;
             }
         }
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || run(&epoll, &sources))?;
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
+                confine::enter(kind);
+                run(&epoll, &sources);
+            })?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

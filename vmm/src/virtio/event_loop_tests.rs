@@ -8,6 +8,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::bus::BusDevice;
+use crate::confine::Kind;
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 
 /// What a device was called for.
@@ -93,7 +94,7 @@ fn a_device_is_called_for_what_happens_to_it_and_only_while_it_is_up() {
     let (input, output) = rustix::pipe::pipe().unwrap();
     let device = Reporter { calls, input };
     let device = Arc::new(MmioDevice::new(Box::new(device), memory).unwrap());
-    let event_loop = EventLoop::start("test", std::slice::from_ref(&device)).unwrap();
+    let event_loop = EventLoop::start("test", Kind::Devices, std::slice::from_ref(&device)).unwrap();
     let next = || received.recv_timeout(Duration::from_secs(20)).unwrap();
 
     // Announced before the device is up, and known once it is.

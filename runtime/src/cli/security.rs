@@ -1,0 +1,180 @@
+//! `sandbox check --security ID`: what holds the processes of a running sandbox's machine, as `/proc` shows it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use caps::CapSet;
+use serde::Serialize;
+
+use super::Error;
+use super::check::CheckError;
+use crate::state::{self, SandboxId, Status};
+
+/// The kinds of namespaces, by their names in `/proc/PID/ns`.
+const NAMESPACES: [&str; 6] = ["mnt", "net", "ipc", "uts", "pid", "user"];
+
+/// What is in force.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    id: SandboxId,
+    processes: Vec<Process>,
+}
+
+/// A process of the machine: `sandbox-vmm`, or QEMU.
+#[derive(Debug, Serialize)]
+struct Process {
+    pid: u32,
+    program: String,
+    /// Whether it has a root directory of its own.
+    own_root: bool,
+    /// Of each kind of namespace, whether it is not the host's.
+    own_namespaces: BTreeMap<&'static str, bool>,
+    descriptors: usize,
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug, Serialize)]
+struct Thread {
+    tid: u32,
+    name: String,
+    uid: u32,
+    no_new_privileges: bool,
+    system_call_filter: bool,
+    capabilities: Vec<String>,
+}
+
+/// Looks at a running sandbox.
+pub fn look(id: &SandboxId, root: &Path) -> Result<Report, Error> {
+    let (_, record) = state::find(root, id)?;
+    let Some(machine) = record.machine_pid.filter(|_| record.status != Status::Stopped) else {
+        return Err(CheckError::NotRunning { id: id.clone() }.into());
+    };
+    let processes = std::iter::once(machine)
+        .chain(children(machine))
+        .map(Process::read)
+        .collect::<io::Result<_>>()
+        .map_err(|why| CheckError::Look { id: id.clone(), why })?;
+    Ok(Report { id: id.clone(), processes })
+}
+
+/// The report as text: a line for each process, and one for each of its threads.
+pub fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for process in &report.processes {
+        let own = |own: &bool| if *own { "own" } else { "host's" };
+        let namespaces: Vec<String> =
+            process.own_namespaces.iter().map(|(kind, it)| format!("{kind} {}", own(it))).collect();
+        text += &format!(
+            "{} (process {}): root directory {}, {} open descriptors\n  namespaces: {}\n",
+            process.program,
+            process.pid,
+            own(&process.own_root),
+            process.descriptors,
+            namespaces.join(", ")
+        );
+        for thread in &process.threads {
+            let yes = |yes: bool, what: &str| if yes { what.to_owned() } else { format!("NO {what}") };
+            let capabilities = match thread.capabilities.as_slice() {
+                [] => "no capabilities".to_owned(),
+                some => some.join(" "),
+            };
+            text += &format!(
+                "  {:16} uid {}, {}, {}, {capabilities}\n",
+                thread.name,
+                thread.uid,
+                yes(thread.system_call_filter, "system-call filter"),
+                yes(thread.no_new_privileges, "no_new_privs"),
+            );
+        }
+    }
+    text
+}
+
+impl Process {
+    fn read(pid: u32) -> io::Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let namespace = |of: &Path, kind| fs::read_link(of.join("ns").join(kind));
+        let own = |kind| Ok((kind, namespace(&proc, kind)? != namespace(Path::new("/proc/self"), kind)?));
+        let root = |of: &Path| fs::metadata(of.join("root")).map(|data| identity(&data));
+        Ok(Self {
+            pid,
+            program: trimmed(&proc.join("comm"))?,
+            own_root: root(&proc)? != root(Path::new("/proc/self"))?,
+            own_namespaces: NAMESPACES.into_iter().map(own).collect::<io::Result<_>>()?,
+            descriptors: fs::read_dir(proc.join("fd"))?.count(),
+            threads: numbers(&proc.join("task"))?
+                .into_iter()
+                .map(|tid| Thread::read(&proc, tid))
+                .collect::<io::Result<_>>()?,
+        })
+    }
+}
+
+fn identity(data: &fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    (data.dev(), data.ino())
+}
+
+impl Thread {
+    fn read(proc: &Path, tid: u32) -> io::Result<Self> {
+        let task = proc.join("task").join(tid.to_string());
+        let status = fs::read_to_string(task.join("status"))?;
+        let number =
+            |field| first_number(&status, field).ok_or_else(|| io::Error::other(format!("no {field}")));
+        let held = caps::read(i32::try_from(tid).ok(), CapSet::Effective).map_err(io::Error::other)?;
+        let mut capabilities: Vec<String> = held.iter().map(ToString::to_string).collect();
+        capabilities.sort();
+        Ok(Self {
+            tid,
+            name: trimmed(&task.join("comm"))?,
+            uid: number("Uid")?,
+            no_new_privileges: number("NoNewPrivs")? == 1,
+            // 2 is a filter (`SECCOMP_MODE_FILTER`).
+            system_call_filter: number("Seccomp")? == 2,
+            capabilities,
+        })
+    }
+}
+
+/// The first number of a field of `/proc/PID/status`.
+fn first_number(status: &str, field: &str) -> Option<u32> {
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+fn trimmed(path: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(path)?.trim_end().to_owned())
+}
+
+/// The entries of a directory of `/proc` that are numbers, in order.
+fn numbers(directory: &Path) -> io::Result<Vec<u32>> {
+    let names = fs::read_dir(directory)?.flatten().map(|entry| entry.file_name());
+    let mut numbers: Vec<u32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The processes that a process has started and that live.
+fn children(parent: u32) -> Vec<u32> {
+    let is_child = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        first_number(&status, "PPid") == Some(parent)
+    };
+    numbers(Path::new("/proc")).unwrap_or_default().into_iter().filter(is_child).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_as_it_is() {
+        let process = Process::read(std::process::id()).unwrap();
+        assert!(!process.own_root && process.own_namespaces.values().all(|own| !own));
+        let thread = process.threads.iter().find(|thread| thread.tid == process.pid).unwrap();
+        assert_eq!(thread.uid, rustix::process::geteuid().as_raw());
+        assert!(!thread.system_call_filter && process.descriptors > 0);
+    }
+}
