@@ -23,6 +23,16 @@ fn expect(sandbox: &Sandbox, rows: &[(&str, &str, &str)]) -> Outcome {
 }
 
 #[test]
+fn profiles_and_labels_of_the_host_s_kernel_have_no_effect() {
+    let sandbox = sandbox("labels").config(|config| {
+        config["process"]["apparmorProfile"] = "docker-default".into();
+        config["process"]["selinuxLabel"] = "system_u:system_r:container_t:s0".into();
+        config["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0".into();
+    });
+    sandbox.run(["echo", "runs"]).expect_stdout("runs\n");
+}
+
+#[test]
 fn process_user_groups_umask_directory_and_environment() {
     let sandbox = sandbox("identity").config(|config| {
         config["process"]["user"] =

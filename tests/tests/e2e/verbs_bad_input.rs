@@ -97,7 +97,7 @@ fn process_files_that_are_no_processes() {
         (r#"{"args": [], "cwd": "/"}"#, "process.args"),
         (r#"{"args": ["true"], "cwd": "x"}"#, "process.cwd"),
         (r#"{"args": ["true"], "cwd": "/", "frob": 1}"#, "process.frob"),
-        (r#"{"args": ["true"], "cwd": "/", "apparmorProfile": "x"}"#, "process.apparmorProfile"),
+        (r#"{"args": ["true"], "cwd": "/", "commandLine": "x"}"#, "process.commandLine"),
         (r#"{"args": ["true"], "cwd": "/no/such/place"}"#, "/no/such/place"),
     ] {
         fs::write(&file, text).unwrap();
@@ -369,7 +369,7 @@ fn a_configuration_that_cannot_be_run_is_refused_by_create() {
     let sandbox = sleeper("bad-create");
     let good = sandbox.bundle.config();
     for (pointer, value, words) in [
-        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
+        ("/process/commandLine", json!("x"), "process.commandLine"),
         ("/process/args", json!([]), "process.args"),
         ("/root/path", json!("nowhere"), "root.path"),
         ("/process/cwd", json!("/bin/sh"), "/bin/sh"),
