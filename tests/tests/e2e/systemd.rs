@@ -41,7 +41,7 @@ fn system(name: &str, archive: &std::path::Path) -> Sandbox {
         for mount in mounts.iter_mut().filter(|mount| mount["destination"] == "/sys/fs/cgroup") {
             mount["options"] = json!(["nosuid", "noexec", "nodev"]);
         }
-        for (destination, mode) in [("/run", "mode=755"), ("/tmp", "mode=1777")] {
+        for (destination, mode) in [("/run", "mode=755"), ("/run/lock", "mode=1777"), ("/tmp", "mode=1777")] {
             let options = ["nosuid", "nodev", mode];
             let mount =
                 json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options});
