@@ -48,6 +48,9 @@ const SPARE_TAPS: usize = 2;
 /// How long a machine may take to be gone after whoever led it was killed.
 const END_TIME: Duration = Duration::from_secs(5);
 
+/// How long the taps of a machine that seems to be gone may still be there.
+const LAST_TAP_TIME: Duration = Duration::from_secs(2);
+
 const POLL: Duration = Duration::from_millis(2);
 
 /// The devices of a machine have addresses of their own (a local one, and the number of the tap), by which the
@@ -95,10 +98,7 @@ impl Network {
             attached: BTreeMap::new(),
             told: None,
         };
-        let scan = network.scan()?;
-        if let Some(tap) = scan.tap() {
-            return Err(NetworkError::InUse { namespace: network.name.clone(), owner: tap.to_owned() });
-        }
+        let scan = network.scan_when_free()?;
         let spare = if growth == Growth::UntilStart { SPARE_TAPS } else { 0 };
         for number in 0..network.check_count(scan.interfaces.len())?.saturating_add(spare).min(MAX_INTERFACES)
         {
@@ -168,6 +168,20 @@ impl Network {
             self.attached.insert(interface.index, number);
         }
         Ok(())
+    }
+
+    /// Looks at the namespace when no other machine's taps are in it. Those of one that was killed go with the last
+    /// descriptor, which is a moment after its end can be seen.
+    fn scan_when_free(&mut self) -> Result<Scan, NetworkError> {
+        let deadline = Instant::now() + LAST_TAP_TIME;
+        loop {
+            let scan = self.scan()?;
+            let Some(owner) = scan.tap() else { return Ok(scan) };
+            if Instant::now() > deadline {
+                return Err(NetworkError::InUse { namespace: self.name.clone(), owner: owner.to_owned() });
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     fn scan(&mut self) -> Result<Scan, NetworkError> {
