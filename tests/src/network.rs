@@ -39,7 +39,7 @@ impl Net {
     }
 
     /// Joins them by a pair of interfaces, `eth<number>` inside and `v<number>` outside, with the IPv4 addresses
-    /// 198.18.<number>.2/24 and .1, and the IPv6 addresses fd00:<number>::2/64 and ::1.
+    /// `198.18.NUMBER.2/24` and `.1`, and the IPv6 addresses `fd00:NUMBER::2/64` and `::1`.
     pub fn join(&self, number: u8) {
         let Self { inside, outside } = self;
         outside.ip(&format!("link add v{number} type veth peer name eth{number} netns {}", inside.0));

@@ -12,7 +12,7 @@
 //! Its line to its client is the door: a [`View`] comes in before the monitor is started, [`FromClient::Stands`]
 //! when the container stands and its mount points are there, and [`FromStandIn`] goes back.
 //!
-//! A container that joins a sandbox has one of another kind, see [`member`].
+//! A container that joins a sandbox has one of another kind, see [`mod@member`].
 
 mod member;
 mod view;
