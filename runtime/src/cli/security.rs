@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Error;
 use super::check::CheckError;
+use crate::process::family;
 use crate::state::{self, SandboxId, Status};
 
 /// The kinds of namespaces, by their names in `/proc/PID/ns`.
@@ -51,8 +52,8 @@ pub fn look(id: &SandboxId, root: &Path) -> Result<Report, Error> {
     let Some(machine) = record.machine_pid.filter(|_| record.status != Status::Stopped) else {
         return Err(CheckError::NotRunning { id: id.clone() }.into());
     };
-    let processes = std::iter::once(machine)
-        .chain(children(machine))
+    let processes = family(machine)
+        .into_iter()
         .map(Process::read)
         .collect::<io::Result<_>>()
         .map_err(|why| CheckError::Look { id: id.clone(), why })?;
@@ -154,15 +155,6 @@ fn numbers(directory: &Path) -> io::Result<Vec<u32>> {
     let mut numbers: Vec<u32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
     Ok(numbers)
-}
-
-/// The processes that a process has started and that live.
-fn children(parent: u32) -> Vec<u32> {
-    let is_child = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        first_number(&status, "PPid") == Some(parent)
-    };
-    numbers(Path::new("/proc")).unwrap_or_default().into_iter().filter(is_child).collect()
 }
 
 #[cfg(test)]
