@@ -15,7 +15,7 @@ use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::network;
 use crate::sandbox::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
-use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides, Role, take_joined};
+use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides, Role, check_network, take_joined};
 use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
 
@@ -88,6 +88,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
     set_console_size(&mut guest);
     check_terminal(&guest.spec, wanted.detached, &wanted.console)?;
     let role = Role::of(bundle.spec())?;
+    check_network(bundle.spec(), &role)?;
     let joined = match &role {
         Role::Member(sandbox) => Pod::find(&place.root, sandbox)?.joined(&mut guest.spec)?,
         Role::Alone | Role::Sandbox => take_joined(&mut guest.spec, |_, _| None)?,

@@ -24,7 +24,7 @@ pub use load::{
     Bundle, MAX_CONFIG_BYTES, process_from, process_from_json, process_of, resources_of, spec_of,
 };
 pub use overrides::Overrides;
-pub use pod::{Role, namespace_path, process_of_namespace, take_joined};
+pub use pod::{Role, check_network, namespace_path, process_of_namespace, take_joined};
 pub use share::GuestSpec;
 pub use size::{MachineSize, overhead_mib};
 pub use template::template;

@@ -112,6 +112,21 @@ pub fn take_joined(
     Ok(joined)
 }
 
+/// Looks whether a pod asks for the host's network, as engines write it: by leaving the namespace out.
+pub fn check_network(spec: &Spec, role: &Role) -> Result<(), SpecError> {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let mut kinds = namespaces.into_iter().flatten().map(|namespace| namespace.typ());
+    if *role == Role::Alone || kinds.any(|kind| kind == LinuxNamespaceType::Network) {
+        return Ok(());
+    }
+    Err(SpecError::Unsupported {
+        path: "linux.namespaces".into(),
+        reason: "the pod has no network namespace, which asks for the host's network (hostNetwork: true): a virtual \
+                 machine cannot have that; give the pod a network of its own, or another runtime class"
+            .into(),
+    })
+}
+
 /// The path of a namespace in a configuration.
 pub fn namespace_path(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
@@ -198,6 +213,17 @@ mod tests {
             let message = take_joined(&mut spec(json!({}), json!([bad])), whose).unwrap_err().to_string();
             assert!(message.contains("linux.namespaces[0].path"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_pod_has_a_network_of_its_own() {
+        let with = |namespaces| spec(json!({}), namespaces);
+        let own = with(json!([{"type": "network", "path": "/run/netns/a"}]));
+        let none = with(json!([{"type": "ipc"}]));
+        assert!(check_network(&none, &Role::Alone).is_ok());
+        assert!(check_network(&own, &Role::Sandbox).is_ok());
+        let error = check_network(&none, &Role::Sandbox).unwrap_err().to_string();
+        assert!(error.contains("hostNetwork"), "{error}");
     }
 
     #[test]
