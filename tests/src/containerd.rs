@@ -27,12 +27,26 @@ use crate::terminal::Terminal;
 /// The image that every [`Containerd`] has: busybox and the probe.
 pub const IMAGE: &str = "localhost/busybox:latest";
 
+/// The image of a pod's first container: the same, but it sleeps.
+pub const PAUSE: &str = "localhost/pause:latest";
+
+/// The same with a user of its own, by number.
+pub const USER: &str = "localhost/user:latest";
+
+/// The same with a user that it does not know.
+pub const STRANGER: &str = "localhost/stranger:latest";
+
+/// The part of the configuration of one without Kubernetes.
+const NO_CRI: &str =
+    "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n";
+
 /// The name of the shipped shim's program.
 pub const SHIM: &str = "containerd-shim-sandbox-v2";
 
 /// A containerd of the test's own.
 pub struct Containerd {
     id: String,
+    namespace: String,
     directory: TempDir,
     daemon: Option<Process>,
 }
@@ -40,34 +54,41 @@ pub struct Containerd {
 impl Containerd {
     /// One for a test, with [`IMAGE`]. `None`, and a notice, where containerd is not installed.
     pub fn new(name: &str) -> Option<Self> {
+        Self::configured(name, None, |_, _| NO_CRI.to_owned())
+    }
+
+    /// One in whose configuration there is what `rest` says, which is given the test's id and directory. Its images and
+    /// containers are in this namespace; without one, in one that is named after the test.
+    pub(crate) fn configured(
+        name: &str,
+        namespace: Option<&str>,
+        rest: impl FnOnce(&str, &Path) -> String,
+    ) -> Option<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         if !is_installed() {
             skip(name, "containerd is not installed: apt-get install --no-install-recommends containerd");
             return None;
         }
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{name}-{}-{count}", std::process::id());
+        let id = format!("{name}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix("sbt-").tempdir().expect("a temporary directory");
         for name in ["state", "tmp"] {
             fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
         }
-        let mut containerd = Self { id, directory, daemon: None };
-        fs::write(containerd.path("config.toml"), containerd.configuration()).expect("a file");
+        let namespace = namespace.unwrap_or(&id).to_owned();
+        let rest = rest(&id, directory.path());
+        let mut containerd = Self { id, namespace, directory, daemon: None };
+        fs::write(containerd.path("config.toml"), containerd.configuration(&rest)).expect("a file");
         containerd.start();
         containerd.import();
         Some(containerd)
     }
 
-    fn configuration(&self) -> String {
+    fn configuration(&self, rest: &str) -> String {
         let path = |name: &str| self.path(name).display().to_string();
+        let (root, state, socket, events) = (path("root"), path("run"), path("sock"), path("sock.ttrpc"));
         format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
-             [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
-            path("root"),
-            path("run"),
-            path("sock"),
-            path("sock.ttrpc"),
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n{rest}\n\
+             [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {events:?}\n"
         )
     }
 
@@ -113,25 +134,37 @@ impl Containerd {
         let root = Bundle::make(&self.path("bundle")).root("");
         let image = self.path("image");
         fs::create_dir(&image).expect("a directory");
-        let tar = |from: &Path, to: &Path, names: &[&str]| {
+        let tar = |from: &Path, to: &Path, names: &[String]| {
             let mut command = Command::new("tar");
             command.arg("-C").arg(from).arg("-cf").arg(to).args(names);
             Process::spawn(&mut command).wait().expect_code(0);
         };
-        tar(&root, &image.join("layer.tar"), &["."]);
+        tar(&root, &image.join("layer.tar"), &[".".to_owned()]);
         let mut sum = Command::new("sha256sum");
         let sum = Process::spawn(sum.arg(image.join("layer.tar"))).wait().expect_code(0).out();
         let digest = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
-        let config = json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest]},
-        });
-        let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
-        fs::write(image.join("config.json"), config.to_string()).expect("a file");
-        fs::write(image.join("manifest.json"), manifest.to_string()).expect("a file");
-        tar(&image, &self.path("image.tar"), &["manifest.json", "config.json", "layer.tar"]);
+        let (mut manifest, mut names) =
+            (Vec::new(), vec!["manifest.json".to_owned(), "layer.tar".to_owned()]);
+        for (tag, command, user) in [
+            (IMAGE, "sh", ""),
+            (PAUSE, "sleep 1000000", ""),
+            (USER, "sh", "1000"),
+            (STRANGER, "sh", "stranger"),
+        ] {
+            let name = format!("{}.json", names.len());
+            let command: Vec<&str> = command.split(' ').collect();
+            let config = json!({
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Env": ["PATH=/bin"], "Cmd": command, "User": user},
+                "rootfs": {"type": "layers", "diff_ids": [digest]},
+            });
+            fs::write(image.join(&name), config.to_string()).expect("a file");
+            manifest.push(json!({"Config": name, "RepoTags": [tag], "Layers": ["layer.tar"]}));
+            names.push(name);
+        }
+        fs::write(image.join("manifest.json"), json!(manifest).to_string()).expect("a file");
+        tar(&image, &self.path("image.tar"), &names);
         let archive = self.path("image.tar").into_os_string();
         self.ctr(["image".into(), "import".into(), archive]).expect_code(0);
     }
@@ -141,15 +174,20 @@ impl Containerd {
         self.directory.path().join(name)
     }
 
+    /// The test's id, which is unique on the host.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The namespace in which the test's containers are.
     pub fn namespace(&self) -> &str {
-        &self.id
+        &self.namespace
     }
 
     /// The command line of `ctr` with these words.
     pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let mut command = Command::new(program("ctr"));
-        command.arg("--address").arg(self.path("sock")).args(["--namespace", &self.id]);
+        command.arg("--address").arg(self.path("sock")).args(["--namespace", &self.namespace]);
         command.args(words.into_iter().map(Into::into));
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
         command

@@ -4,6 +4,8 @@ mod abrupt;
 mod bad_input;
 mod consoles;
 mod containerd;
+mod containerd_cri;
+mod containerd_cri_deaths;
 mod containerd_deaths;
 mod deaths;
 mod docker;

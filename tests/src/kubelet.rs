@@ -1,0 +1,244 @@
+//! What a kubelet does: pods, by the service of the real containerd for Kubernetes.
+//!
+//! Each [`Kubelet`] has a [`Containerd`] of its own, with the shipped shim behind the handler `sandbox`, and a network for
+//! pods by Debian's CNI plugins. It asks through the client in `tests/cri`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::containerd::{Containerd, IMAGE, PAUSE, STRANGER, USER};
+use crate::outcome::Outcome;
+use crate::place::{patience, skip};
+use crate::process::{POLL, Process};
+use crate::sandbox::MARK;
+
+/// Where Debian has the plugins of CNI.
+const CNI_PROGRAMS: &str = "/usr/lib/cni";
+
+/// The handler of the configuration that the shipped shim is behind.
+pub const HANDLER: &str = "sandbox";
+
+/// Containerd's namespace for Kubernetes.
+const NAMESPACE: &str = "k8s.io";
+
+/// States, as the interface numbers them.
+pub const POD_NOT_READY: u64 = 1;
+/// A container that runs.
+pub const RUNNING: u64 = 1;
+/// A container that has ended.
+pub const EXITED: u64 = 2;
+
+/// A containerd that serves Kubernetes, and who asks it.
+pub struct Kubelet {
+    /// The daemon.
+    pub containerd: Containerd,
+}
+
+/// A pod.
+pub struct Pod {
+    /// Its id.
+    pub id: String,
+    config: Value,
+}
+
+impl Kubelet {
+    /// One for a test. `None`, and a notice, where that cannot be had.
+    pub fn new(name: &str) -> Option<Self> {
+        if !Path::new(CNI_PROGRAMS).join("ptp").exists() {
+            skip(name, "CNI's plugins are not installed: apt-get install containernetworking-plugins");
+            return None;
+        }
+        if !client().exists() {
+            skip(name, "tests/cri is not built: scripts/cri-client");
+            return None;
+        }
+        let containerd = Containerd::configured(name, Some(NAMESPACE), configuration)?;
+        let kubelet = Self { containerd };
+        kubelet.wait_until_it_serves();
+        Some(kubelet)
+    }
+
+    /// Kills containerd, and starts another one in its place.
+    #[track_caller]
+    pub fn restart_containerd(&mut self) {
+        self.containerd.kill();
+        self.containerd.start();
+        self.wait_until_it_serves();
+    }
+
+    /// The service begins after the daemon answers, and it hears later of an image that was imported.
+    #[track_caller]
+    fn wait_until_it_serves(&self) {
+        let deadline = Instant::now() + patience();
+        for image in [IMAGE, PAUSE, USER, STRANGER] {
+            while self.ask(["image", image]).out().trim_end().trim_start_matches("null").is_empty() {
+                assert!(Instant::now() < deadline, "no {image}: {}", self.containerd.log());
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+
+    /// The command line of the client with these words.
+    pub fn command<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Command {
+        let mut command = Command::new(client());
+        command.arg(self.containerd.path("sock")).args(words.into_iter().map(Into::into));
+        command.env(MARK, self.containerd.id());
+        command
+    }
+
+    /// Asks in the words of the client. Waits for it.
+    #[track_caller]
+    pub fn ask<W: Into<OsString>>(&self, words: impl IntoIterator<Item = W>) -> Outcome {
+        Process::spawn(&mut self.command(words)).wait()
+    }
+
+    /// Asks in words that have an answer in JSON.
+    #[track_caller]
+    pub fn json(&self, words: &[&str]) -> Value {
+        let outcome = self.ask(words.iter().copied()).expect_code(0);
+        serde_json::from_slice(&outcome.stdout).unwrap_or_else(|e| panic!("{e}\n{outcome}"))
+    }
+
+    /// Asks until the answer is as it has to be, and returns it.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than anything may take.
+    #[track_caller]
+    pub fn wait_for(&self, words: &[&str], is_so: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + patience();
+        loop {
+            let answer = self.json(words);
+            if is_so(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{words:?}: {answer}\n{}", self.containerd.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// What the client is told of a pod, with what is said besides.
+    pub fn pod_config(&self, name: &str, besides: Value) -> Value {
+        let logs = self.containerd.path("logs");
+        let cgroup = format!("/{}", self.containerd.id());
+        merged(json!({"name": name, "handler": HANDLER, "logs": logs, "cgroup": cgroup}), besides)
+    }
+
+    /// Makes a pod.
+    #[track_caller]
+    pub fn pod(&self, name: &str) -> Pod {
+        self.pod_with(name, json!({}))
+    }
+
+    /// Makes a pod of which something is said besides.
+    #[track_caller]
+    pub fn pod_with(&self, name: &str, besides: Value) -> Pod {
+        let config = self.pod_config(name, besides);
+        let made = self.ask(["run-pod", &config.to_string()]);
+        assert_eq!(made.code(), Some(0), "{made}\n{}", self.containerd.log());
+        Pod { id: made.out().trim().to_owned(), config }
+    }
+
+    /// Asks for a container of [`IMAGE`] with a shell script, of which something is said besides.
+    pub fn create(&self, pod: &Pod, name: &str, script: &str, besides: Value) -> Outcome {
+        let config = json!({"name": name, "image": IMAGE, "command": ["sh", "-c", script]});
+        let config = merged(config, besides).to_string();
+        self.ask(["create", &pod.id, &pod.config.to_string(), &config])
+    }
+
+    /// Makes a container of this kind and starts it. Returns its id.
+    #[track_caller]
+    pub fn start(&self, pod: &Pod, name: &str, script: &str, besides: Value) -> String {
+        let made = self.create(pod, name, script, besides);
+        assert_eq!(made.code(), Some(0), "{made}\n{}", self.containerd.log());
+        let id = made.out().trim().to_owned();
+        let started = self.ask(["start", &id]);
+        assert_eq!(started.code(), Some(0), "{started}\n{}", self.containerd.log());
+        id
+    }
+
+    /// Runs a container of this kind to its end. Returns how it was then, and what it has written.
+    #[track_caller]
+    pub fn run(&self, pod: &Pod, name: &str, script: &str, besides: Value) -> (Value, String) {
+        let id = self.start(pod, name, script, besides);
+        let status = self.wait_for(&["status", &id], |status| status["state"] == EXITED);
+        (status, self.log(name, 0))
+    }
+
+    /// Runs a shell script in a container, as a probe does.
+    #[track_caller]
+    pub fn exec(&self, id: &str, script: &str) -> Outcome {
+        self.ask(["exec", id, &patience().as_secs().to_string(), "sh", "-c", script])
+    }
+
+    /// The log of a container, without times and the names of streams.
+    #[track_caller]
+    pub fn log(&self, name: &str, attempt: u32) -> String {
+        let path = self.containerd.path("logs").join(format!("{name}.{attempt}.log"));
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let lines = text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or(line));
+        lines.fold(String::new(), |text, line| text + line + "\n")
+    }
+
+    /// Stops a container and removes it.
+    #[track_caller]
+    pub fn remove(&self, id: &str) {
+        self.ask(["stop", id]).expect_code(0);
+        self.ask(["remove", id]).expect_code(0);
+    }
+
+    /// Stops a pod and removes it, with its containers.
+    #[track_caller]
+    pub fn end(&self, pod: &Pod) {
+        for verb in ["stop-pod", "remove-pod"] {
+            let done = self.ask([verb, &pod.id]);
+            assert_eq!(done.code(), Some(0), "{done}\n{}", self.containerd.log());
+        }
+    }
+}
+
+/// The first object, with what the second one has.
+fn merged(mut one: Value, other: Value) -> Value {
+    let (Some(into), Value::Object(from)) = (one.as_object_mut(), other) else { panic!("no objects") };
+    into.extend(from);
+    one
+}
+
+/// The part of the configuration for Kubernetes, with a network of the test's own.
+fn configuration(id: &str, directory: &Path) -> String {
+    let network = directory.join("cni");
+    fs::create_dir(&network).expect("a directory");
+    let subnet = format!("10.214.{}.0/24", subnet_of(id));
+    let addresses = json!({"type": "host-local", "subnet": subnet, "dataDir": directory.join("addresses")});
+    let plugins = json!([{"type": "ptp", "ipam": addresses}]);
+    let list = json!({"cniVersion": "0.4.0", "name": id, "plugins": plugins});
+    fs::write(network.join("10-test.conflist"), list.to_string()).expect("a file");
+    format!(
+        "disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
+         [plugins.\"io.containerd.grpc.v1.cri\"]\n\
+         sandbox_image = {PAUSE:?}\nnetns_mounts_under_state_dir = true\nrestrict_oom_score_adj = true\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {CNI_PROGRAMS:?}\nconf_dir = {network:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+         runtime_type = \"io.containerd.runc.v2\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{HANDLER}]\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\n"
+    )
+}
+
+/// Tests of one process run side by side, and each has a number.
+fn subnet_of(id: &str) -> u32 {
+    let mut numbers = id.rsplit('-').filter_map(|number| number.parse::<u32>().ok());
+    let (count, process) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (process + count) % 250
+}
+
+/// The client in `tests/cri`, which is built apart.
+fn client() -> PathBuf {
+    let named = std::env::var_os("SANDBOX_CRI").map(PathBuf::from);
+    named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/sandbox-cri"))
+}

@@ -1,0 +1,132 @@
+//! Pods, as a kubelet makes them, by containerd's service for Kubernetes.
+
+use sandbox_tests::Kubelet;
+use sandbox_tests::containerd::{SHIM, STRANGER, USER};
+use sandbox_tests::kubelet::{EXITED, RUNNING};
+use serde_json::{Value, json};
+
+/// A script that runs until it is told to end, and says that it is there.
+const SERVICE: &str = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+
+/// A script that takes all the memory that it can get.
+const HOG: &str = "x=x; while :; do x=$x$x$x$x; done";
+
+#[test]
+fn a_pod_is_a_machine_with_its_containers() {
+    let Some(kubelet) = Kubelet::new("cri-pod") else { return };
+    let pod = kubelet.pod("pod");
+    let one = kubelet.start(&pod, "one", SERVICE, json!({"memory": 64 << 20}));
+    let two = kubelet.start(&pod, "two", SERVICE, json!({}));
+    assert_eq!(kubelet.containerd.processes(&format!("{SHIM} -namespace")).len(), 1);
+
+    // The same kernel, the same network, the same name; files and processes of their own.
+    let both = "cat /proc/sys/kernel/random/boot_id; hostname; ip -4 -o addr show dev eth0";
+    let seen = kubelet.exec(&one, both).expect_code(0).out();
+    assert_eq!(kubelet.exec(&two, both).expect_code(0).out(), seen);
+    assert!(seen.contains("\npod\n") && seen.contains("inet 10.214."), "{seen}");
+    kubelet.exec(&one, "echo mine >/file; exit 4").expect_code(4);
+    kubelet.exec(&two, "cat /file").expect_code(1);
+
+    let status = kubelet.json(&["pod-status", &pod.id]);
+    let address = status["network"]["ip"].as_str().expect("an address");
+    assert!(seen.contains(address), "{status}\n{seen}");
+    assert_eq!(kubelet.log("one", 0), "ready\n");
+    let stats = kubelet.json(&["stats", &one]);
+    for what in ["/memory/working_set_bytes/value", "/cpu/usage_core_nano_seconds/value"] {
+        assert!(stats.pointer(what).and_then(Value::as_u64).unwrap_or(0) > 0, "{what}: {stats}");
+    }
+    let limit = "cat /sys/fs/cgroup/memory.max";
+    kubelet.exec(&one, limit).expect_stdout("67108864\n");
+    kubelet.ask(["update", &one, "50331648"]).expect_code(0);
+    kubelet.exec(&one, limit).expect_stdout("50331648\n");
+
+    // A container is stopped and is made once more; the other one and the machine are the same.
+    kubelet.ask(["stop", &one]).expect_code(0);
+    let status = kubelet.json(&["status", &one]);
+    assert_eq!((&status["state"], &status["exit_code"]), (&EXITED.into(), &3.into()), "{status}");
+    let again = kubelet.start(&pod, "one", SERVICE, json!({"attempt": 1}));
+    kubelet.exec(&again, both).expect_stdout(&seen);
+    kubelet.exec(&again, "cat /file").expect_code(1);
+    kubelet.remove(&one);
+    kubelet.remove(&again);
+    kubelet.exec(&two, both).expect_stdout(&seen);
+
+    // So is the pod.
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+    let pod = kubelet.pod_with("pod", json!({"attempt": 1}));
+    let one = kubelet.start(&pod, "one", SERVICE, json!({}));
+    assert_ne!(kubelet.exec(&one, both).expect_code(0).out(), seen);
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+}
+
+#[test]
+fn processes_are_added_and_talked_with() {
+    let Some(kubelet) = Kubelet::new("cri-talk") else { return };
+    let pod = kubelet.pod("pod");
+    let echo = "while read line; do echo \"heard $line\"; done";
+    let id = kubelet.start(&pod, "echo", echo, json!({"stdin": true}));
+    for word in ["one", "two"] {
+        let heard = format!("heard {word}");
+        kubelet.ask(["attach", &id, &format!("{word}\n"), &heard]).expect_code(0).expect_words(&[&heard]);
+    }
+    assert_eq!(kubelet.log("echo", 0), "heard one\nheard two\n");
+
+    let script = "read line; echo \"$line\"; echo error >&2; exit 5";
+    let outcome = kubelet.ask(["stream-exec", &id, "hello\n", "sh", "-c", script]).expect_code(5);
+    assert_eq!((outcome.out().as_str(), outcome.err().as_str()), ("hello\n", "error\n"));
+
+    // Probes: one that is in order, one that is not, one that is killed because it takes too long.
+    kubelet.exec(&id, "true").expect_code(0);
+    kubelet.exec(&id, "exit 7").expect_code(7);
+    kubelet.ask(["exec", &id, "2", "sleep", "654321"]).expect_error(1, &["timeout 2s exceeded"]);
+    kubelet.exec(&id, "ps | grep -c '[6]54321'").expect_code(1);
+    kubelet.ask(["exec", &id, "60", "/no/such"]).expect_error(1, &["/no/such"]);
+    assert_eq!(kubelet.json(&["status", &id])["state"], RUNNING);
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+}
+
+#[test]
+fn a_container_is_as_its_image_and_its_configuration_say() {
+    let Some(kubelet) = Kubelet::new("cri-kinds") else { return };
+    let pod = kubelet.pod("pod");
+    let run = |name: &str, script: &str, besides: Value| kubelet.run(&pod, name, script, besides);
+
+    let (_, log) = run("image-user", "id -u; echo >/file || echo refused", json!({"image": USER}));
+    assert!(log.contains("1000\n") && log.contains("refused\n"), "{log}");
+    let (_, log) = run("user", "id -u; id -G", json!({"user": 2000, "groups": [3000]}));
+    assert_eq!(log, "2000\n0 3000\n");
+    let (_, log) = run("read-only", "echo >/file || echo refused", json!({"read_only": true}));
+    assert!(log.contains("Read-only") && log.contains("refused"), "{log}");
+
+    let (status, _) = run("hog", HOG, json!({"memory": 32 << 20}));
+    assert_eq!((&status["reason"], &status["exit_code"]), (&"OOMKilled".into(), &137.into()), "{status}");
+    let (status, _) = run("fails", "exit 4", json!({}));
+    assert_eq!((&status["reason"], &status["exit_code"]), (&"Error".into(), &4.into()), "{status}");
+
+    // What cannot be made is said, and its name is free.
+    kubelet.create(&pod, "odd", "true", json!({"image": STRANGER})).expect_error(1, &["no users found"]);
+    let nowhere = json!({"mounts": [{"host": "/proc/no/such", "container": "/data"}]});
+    kubelet.create(&pod, "odd", "true", nowhere).expect_error(1, &["/proc/no/such"]);
+    let (status, _) = run("odd", "true", json!({}));
+    assert_eq!(status["reason"], "Completed", "{status}");
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+}
+
+#[test]
+fn a_pod_that_cannot_be_is_refused_and_leaves_its_name_free() {
+    let Some(kubelet) = Kubelet::new("cri-refused") else { return };
+    let refused = |besides: Value, word: &str| {
+        let config = kubelet.pod_config("pod", besides).to_string();
+        kubelet.ask(["run-pod", &config]).expect_error(1, &[word]);
+        kubelet.containerd.expect_no_sandbox();
+    };
+    refused(json!({"handler": "unknown"}), "unknown");
+    refused(json!({"host_network": true}), "the host's network");
+    let pod = kubelet.pod("pod");
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+}
