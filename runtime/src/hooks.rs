@@ -3,12 +3,14 @@
 //! | hook | runs | when it fails |
 //! |---|---|---|
 //! | `prestart`, `createRuntime` | in the monitor, when the machine runs and before the container is made | the sandbox ends |
+//! | `createContainer` | in the monitor, when the container is made and before it stands for others; with the container's root file system and volumes in their places, see [`crate::view`] | the sandbox ends |
 //! | `poststart` | in the monitor, when the process runs | it is said, and life goes on |
 //! | `poststop` | in whoever removes the sandbox, when nothing of it runs any more | it is said, and life goes on |
 //!
 //! A hook finds the sandbox's state on its standard input, as the OCI specification says (config.md, "POSIX-platform
-//! Hooks"). `startContainer` runs in the guest, see the agent; `createContainer` is refused, since its program is
-//! the host's and would have to run in the guest.
+//! Hooks"). `startContainer` runs in the guest, see the agent. The programs of all others are the host's, and have the
+//! host's namespaces: those of the container are in the guest. What `createContainer` mounts nobody else sees; what it
+//! writes to the root file system the container has, where writes go through to the host.
 
 use std::fs::File;
 use std::io::Write;
@@ -30,8 +32,12 @@ const SHOWN_BYTES: u64 = 2048;
 /// The hooks of a configuration that run on the host.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct HostHooks {
-    /// Before the container is made: `prestart`, then `createRuntime`.
-    pub before: Vec<Hook>,
+    /// Before the container is made.
+    pub prestart: Vec<Hook>,
+    /// Then.
+    pub create_runtime: Vec<Hook>,
+    /// When the container is made: `createContainer`.
+    pub create_container: Vec<Hook>,
     /// When the process runs.
     pub poststart: Vec<Hook>,
     /// When nothing runs any more.
@@ -52,9 +58,29 @@ impl HostHooks {
     pub fn of(spec: &Spec) -> Self {
         let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
         let Some(hooks) = spec.hooks() else { return Self::default() };
-        let mut before = list(hooks.prestart());
-        before.extend(list(hooks.create_runtime()));
-        Self { before, poststart: list(hooks.poststart()), poststop: list(hooks.poststop()) }
+        Self {
+            prestart: list(hooks.prestart()),
+            create_runtime: list(hooks.create_runtime()),
+            create_container: list(hooks.create_container()),
+            poststart: list(hooks.poststart()),
+            poststop: list(hooks.poststop()),
+        }
+    }
+
+    /// Whether any come before the container is made.
+    pub fn come_before(&self) -> bool {
+        !(self.prestart.is_empty() && self.create_runtime.is_empty())
+    }
+
+    /// Whether any come before its process starts.
+    pub fn come_before_start(&self) -> bool {
+        self.come_before() || !self.create_container.is_empty()
+    }
+
+    /// Runs those that come before the container is made.
+    pub fn run_before(&self, record: &Record) -> Result<(), HookError> {
+        run("prestart", &self.prestart, record, Status::Creating)?;
+        run("createRuntime", &self.create_runtime, record, Status::Creating)
     }
 }
 
@@ -182,6 +208,18 @@ mod tests {
         let record = Record::for_tests("box");
         let error = run("poststop", &[missing], &record, Status::Stopped).unwrap_err().to_string();
         assert!(error.contains("/no/such/hook cannot be started"), "{error}");
+    }
+
+    #[test]
+    fn a_hook_before_the_container_is_named_by_its_point() {
+        let record = Record::for_tests("box");
+        let (good, bad) = (vec![hook("exit 0", None)], vec![hook("exit 1", None)]);
+        let both = |prestart: &Vec<Hook>, create_runtime: &Vec<Hook>| {
+            let (prestart, create_runtime) = (prestart.clone(), create_runtime.clone());
+            HostHooks { prestart, create_runtime, ..HostHooks::default() }.run_before(&record)
+        };
+        assert!(both(&bad, &good).unwrap_err().to_string().starts_with("the prestart hook"));
+        assert!(both(&good, &bad).unwrap_err().to_string().starts_with("the createRuntime hook"));
     }
 
     #[test]

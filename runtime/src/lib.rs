@@ -48,6 +48,7 @@ pub mod state;
 pub mod stdio;
 mod thread;
 pub mod timings;
+pub mod view;
 
 use std::ffi::OsString;
 

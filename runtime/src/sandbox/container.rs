@@ -1,15 +1,17 @@
 //! A container of a sandbox: what it is, what it is doing, and who wants to know.
 //!
 //! ```text
-//!  Preparing ──► Making ──► Standing ──► Starting ──► Running
-//!      │            │           │            │           │
-//!      │            └───────────┴──┬─────────┴───────────┘  its process has ended
+//!  Preparing ──► Making ──► Showing ──► Standing ──► Starting ──► Running
+//!      │            │          │           │            │           │
+//!      │            └──────────┴───────────┴──┬─────────┴───────────┘  its process has ended
+//!      │                           ┌──────────┘
 //!      │                           ▼
 //!      │                       Draining ──► Settling ──► Leaving ──► (gone)
 //!      └────────────── it was not to be ───────────────────▲
 //! ```
 //!
-//! `Preparing` is the host's part: its files and hooks. `Draining` waits for the output of its first process,
+//! `Preparing` is the host's part: its files and hooks. `Showing` is for hooks that are to see its files, where there
+//! are any. `Draining` waits for the output of its first process,
 //! `Settling` for the processes that were added. A sandbox ends when its first container has settled; another
 //! container leaves: the guest forgets it, and its files are taken away.
 
@@ -74,6 +76,8 @@ pub enum Stage {
     Preparing,
     /// The agent makes it.
     Making,
+    /// The agent has made it, and hooks of the host are shown its files.
+    Showing,
     /// Its process waits to be started.
     Standing,
     /// The agent starts it; somebody may wait for that.

@@ -17,6 +17,7 @@ use crate::printable::printable;
 use crate::share::ShareError;
 use crate::state::{Refused, StateError};
 use crate::stdio::ConsoleError;
+use crate::view::ViewError;
 
 /// How a sandbox ended, as its client learns it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -85,6 +86,9 @@ pub enum Error {
     /// A hook on the host.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// A hook could not be shown the container's files.
+    #[error(transparent)]
+    View(#[from] ViewError),
     /// The terminal for the engine.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -158,6 +162,9 @@ pub enum Error {
     /// The process took longer than it was given.
     #[error("the process was stopped: it ran longer than its timeout of {0:?}")]
     TimedOut(Duration),
+    /// The process ended before anybody wanted it to run.
+    #[error("the container's process ended before it was started")]
+    EndedEarly,
     /// A signal came before the process ran.
     #[error("stopped by signal {0} before the process started")]
     Cancelled(u8),

@@ -60,6 +60,8 @@ pub enum Event {
 pub enum Work {
     /// Its files are there, and the hooks that come before it have run.
     Prepared(Result<(), Error>),
+    /// The hooks that see its files have run.
+    Shown(Result<(), Error>),
     /// The hooks that come after its start have run. What went wrong.
     Hooked(Vec<String>),
     /// Its files have been taken away.

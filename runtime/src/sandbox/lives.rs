@@ -14,6 +14,7 @@ use super::event::Work;
 use super::ready::{Asked, Ready, STOP_TIME};
 use super::{Answer, Ending, Error, Event, Exit};
 use crate::state::{Status, Transition};
+use crate::view::View;
 use crate::{exit, hooks, share, thread};
 
 /// How long the output of a process that ended may stand still.
@@ -24,6 +25,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// The most containers of a sandbox, as many as its agent takes.
 const MAX_CONTAINERS: usize = 256;
+
+const KILL: u8 = rustix::process::Signal::KILL.as_raw() as u8;
 
 const MAKE: &str = "make the container";
 const START: &str = "start the process";
@@ -83,17 +86,14 @@ impl Ready<'_> {
     /// Has the host do its part for a container: its files, and the hooks that come before it.
     pub(super) fn prepare(&mut self, serial: Serial) -> Result<(), Error> {
         let Some(container) = self.containers.get(&serial) else { return Ok(()) };
-        let (shares, before) = (container.shares.clone(), container.plan.hooks.before.clone());
-        if shares.is_empty() && before.is_empty() {
+        let (shares, hooks) = (container.shares.clone(), container.plan.hooks.clone());
+        if shares.is_empty() && !hooks.come_before() {
             return self.prepared(serial, Ok(()));
         }
         let (record, machine) = (container.record.clone(), self.machine_process()?);
         self.work(serial, move || {
             let added = if shares.is_empty() { Ok(()) } else { share::add(machine, &shares) };
-            let done = added
-                .map_err(Error::from)
-                .and_then(|()| Ok(hooks::run("createRuntime", &before, &record, Status::Creating)?));
-            Work::Prepared(done)
+            Work::Prepared(added.map_err(Error::from).and_then(|()| Ok(hooks.run_before(&record)?)))
         })
     }
 
@@ -104,8 +104,7 @@ impl Ready<'_> {
             return self.fail(serial, error);
         }
         if container.unwanted {
-            let kill = rustix::process::Signal::KILL.as_raw() as u8;
-            return self.fail(serial, Error::Cancelled(kill));
+            return self.fail(serial, Error::Cancelled(KILL));
         }
         container.stage = Stage::Making;
         container.due = Some((Instant::now() + limit, MAKE));
@@ -121,6 +120,34 @@ impl Ready<'_> {
             // Nothing of it is left in the guest.
             container.stage = Stage::Leaving;
             return self.fail(serial, Error::Agent(failure));
+        }
+        container.stage = Stage::Showing;
+        let hooks = container.plan.hooks.create_container.clone();
+        if hooks.is_empty() {
+            return self.shown(serial, Ok(()));
+        }
+        // Those of the first container are the machine's.
+        let shares = if serial == self.first { &self.plan.config.shares } else { &container.shares };
+        let (view, record) = (View::of(&container.plan, shares), container.record.clone());
+        self.work(serial, move || {
+            let shown = view.attach().map_err(Error::from);
+            let run = || hooks::run("createContainer", &hooks, &record, Status::Creating);
+            Work::Shown(shown.and_then(|()| Ok(run()?)))
+        })
+    }
+
+    /// A container stands, unless hooks that were shown its files do not want it to.
+    fn shown(&mut self, serial: Serial, done: Result<(), Error>) -> Result<(), Error> {
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
+        // It may have ended meanwhile.
+        if !matches!(container.stage, Stage::Showing) {
+            return Ok(());
+        }
+        if let Err(error) = done {
+            return self.fail(serial, error);
+        }
+        if container.unwanted {
+            return self.fail(serial, Error::Cancelled(KILL));
         }
         container.stage = Stage::Standing;
         if let Err(error) = container.become_(Transition::Created) {
@@ -220,6 +247,11 @@ impl Ready<'_> {
             return container.execs.exited(process, exit.status);
         }
         match &mut container.stage {
+            Stage::Showing => {
+                container.exit = Some(exit);
+                let (serial, failed) = (container.serial, container.last_word.is_some());
+                return if failed { self.leave(serial) } else { self.fail(serial, Error::EndedEarly) };
+            }
             Stage::Standing | Stage::Starting(_) | Stage::Running => {}
             // Whoever started it need not wait for hooks any longer.
             Stage::Started(asker) => reply(asker.take(), Answer::Done),
@@ -375,6 +407,7 @@ impl Ready<'_> {
     pub(super) fn worked(&mut self, serial: Serial, work: Work) -> Result<(), Error> {
         match work {
             Work::Prepared(done) => self.prepared(serial, done),
+            Work::Shown(done) => self.shown(serial, done),
             Work::Hooked(failed) => {
                 self.hooked(serial, &failed);
                 Ok(())
@@ -407,7 +440,12 @@ impl Container {
         self.exit.is_none()
             && matches!(
                 self.stage,
-                Stage::Making | Stage::Standing | Stage::Starting(_) | Stage::Started(_) | Stage::Running
+                Stage::Making
+                    | Stage::Showing
+                    | Stage::Standing
+                    | Stage::Starting(_)
+                    | Stage::Started(_)
+                    | Stage::Running
             )
     }
 

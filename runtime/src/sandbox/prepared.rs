@@ -72,7 +72,7 @@ impl Prepared {
 
 /// An engine may set the network up between the creation and the start, and so may hooks.
 fn growth(plan: &ContainerPlan) -> Growth {
-    if plan.detached || !plan.hooks.before.is_empty() { Growth::UntilStart } else { Growth::Complete }
+    if plan.detached || plan.hooks.come_before_start() { Growth::UntilStart } else { Growth::Complete }
 }
 
 fn listen(directory: &StateDir, inbox: &Inbox) -> Result<[Listening; 2], Error> {

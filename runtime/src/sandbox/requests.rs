@@ -37,12 +37,12 @@ impl Ready<'_> {
         }
         match target.stage {
             // It is not to be.
-            Stage::Preparing if kills(&request) => {
+            Stage::Preparing | Stage::Showing if kills(&request) => {
                 target.unwanted = true;
                 reply(asker, Answer::Done);
                 return Ok(());
             }
-            Stage::Preparing => {
+            Stage::Preparing | Stage::Showing => {
                 reply(asker, Answer::refused("container not running: it is creating"));
                 return Ok(());
             }

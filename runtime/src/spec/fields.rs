@@ -32,8 +32,6 @@ const NO_SELINUX: &str =
     "labels are the host kernel's; the guest's has no SELinux, and the virtual machine is the boundary";
 const NO_ID_MAPS: &str = "mounts with id mappings of their own are not supported yet";
 const GUEST_ID: &str = "an id of the virtual machine, and on shared files one of the host";
-const GUEST_HOOK: &str =
-    "its program is the host's and would have to run inside the virtual machine; use createRuntime";
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
 const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
 const GUEST_DEVICE: &str = "a device of the guest, not of the host";
@@ -116,7 +114,15 @@ pub const FIELDS: &[Field] = &[
     field("hooks.createRuntime[].args", Honoured("")),
     field("hooks.createRuntime[].env", Honoured("")),
     field("hooks.createRuntime[].timeout", Honoured("")),
-    field("hooks.createContainer", Refused(GUEST_HOOK)),
+    field(
+        "hooks.createContainer[].path",
+        Honoured(
+            "runs on the host when the container is made; finds its root file system and volumes in their places",
+        ),
+    ),
+    field("hooks.createContainer[].args", Honoured("")),
+    field("hooks.createContainer[].env", Honoured("")),
+    field("hooks.createContainer[].timeout", Honoured("")),
     field(
         "hooks.startContainer[].path",
         Honoured("a program of the container, run in it with the rights of its process"),

@@ -13,12 +13,12 @@ use sandbox_protocol::frame;
 use sandbox_vmm_api::ShareEntry;
 use serde::{Deserialize, Serialize};
 
-use super::view::{View, take_place};
-use super::{DOOR_FD, FromStandIn, StandInError, host_io};
+use super::{DOOR_FD, FromStandIn, StandInError, host_io, take_place};
 use crate::client::Signals;
 use crate::monitor::{Added, MAX_LIFELINE_BYTES};
 use crate::sandbox::{ContainerPlan, Ends, Request};
 use crate::stdio::{open_console, window_size};
+use crate::view::View;
 use crate::{cgroup, descriptor, exit};
 
 /// The name of the hidden subcommand.

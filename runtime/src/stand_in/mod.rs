@@ -3,19 +3,17 @@
 //! An engine takes the process of `--pid-file` for one in the container. It kills it, waits for it, and enters
 //! its mount namespace: Podman does so to copy files, and would write to the host's `/etc` if that process lived
 //! among the host's mounts. So it lives among mounts of its own, which show the container's files as far as the
-//! host has them: the root file system and the volumes. It is in the container's network namespace too, which engines
-//! look for by it, enter and fill. Where the guest has a file system of its own, such as
-//! `/proc` or a tmpfs, there is an empty directory that nothing can be written to.
+//! host has them (see [`crate::view`]). It is in the container's network namespace too, which engines look for by it,
+//! enter and fill.
 //!
 //! It is this same binary, started by `sandbox create` with a hidden subcommand. It starts the monitor, passes
 //! the signals that it gets on to it, and ends with its exit code. When it dies, the kernel kills the monitor.
-//! Its line to its client is the door: a [`View`] comes in before the monitor is started, [`FromClient::Stands`]
+//! Its line to its client is the door: a [`Place`] comes in before the monitor is started, [`FromClient::Stands`]
 //! when the container stands and its mount points are there, and [`FromStandIn`] goes back.
 //!
 //! A container that joins a sandbox has one of another kind, see [`mod@member`].
 
 mod member;
-mod view;
 
 pub use member::{MEMBER, member};
 
@@ -26,6 +24,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::ShareEntry;
@@ -35,9 +34,9 @@ use crate::client::Signals;
 use crate::descriptor::{self, Ties};
 use crate::monitor::{self, MAX_LIFELINE_BYTES};
 use crate::sandbox::{Ends, Plan};
-use crate::{exit, process};
+use crate::view::{View, ViewError};
+use crate::{exit, network, process};
 use member::Join;
-use view::{View, take_place};
 
 /// The name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "stand-in";
@@ -60,6 +59,9 @@ pub enum StandInError {
     /// It could not be talked to.
     #[error("cannot talk to the process that stands for the container: {0}")]
     Door(#[from] FrameError),
+    /// The container's files could not become its own.
+    #[error(transparent)]
+    View(#[from] ViewError),
     /// It is gone.
     #[error("the process that stands for the container died")]
     Gone,
@@ -74,6 +76,14 @@ fn host(step: &'static str) -> impl FnOnce(rustix::io::Errno) -> StandInError {
 
 fn host_io(step: &'static str) -> impl FnOnce(io::Error) -> StandInError {
     move |error| StandInError::Host { step, error }
+}
+
+/// What there is to be of the container on the host.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Place {
+    view: View,
+    /// Where engines look for its network.
+    network: network::Wanted,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -99,7 +109,9 @@ impl StandIn {
     /// none: ours.
     pub fn start(lifeline: &UnixStream, plan: &Plan, streams: Option<Ends>) -> Result<Self, StandInError> {
         let mut stand_in = Self::spawn(SUBCOMMAND, &[(lifeline.as_fd(), LIFELINE_FD)], streams)?;
-        frame::write(&mut stand_in.door, &View::of(plan), MAX_LIFELINE_BYTES)?;
+        let view = View::of(&plan.container, plan.shares());
+        let place = Place { view, network: plan.container.network.clone() };
+        frame::write(&mut stand_in.door, &place, MAX_LIFELINE_BYTES)?;
         Ok(stand_in)
     }
 
@@ -111,8 +123,8 @@ impl StandIn {
         streams: Option<Ends>,
     ) -> Result<Self, StandInError> {
         let mut stand_in = Self::spawn(MEMBER, &[], streams)?;
-        let (view, container) = (View::of(plan), plan.container.clone());
-        let join = Join { view, socket, container, shares: shares.to_vec() };
+        let container = plan.container.clone();
+        let join = Join { view: View::of(&container, shares), socket, container, shares: shares.to_vec() };
         frame::write(&mut stand_in.door, &join, MAX_LIFELINE_BYTES)?;
         Ok(stand_in)
     }
@@ -184,16 +196,16 @@ pub fn main() -> Result<u8, StandInError> {
     let lifeline = descriptor::take(LIFELINE_FD).map_err(host_io("find the lifeline"))?;
     let door = descriptor::take(DOOR_FD).map_err(host_io("find the door"))?;
     let mut door = UnixStream::from(door);
-    let view: View = frame::read(&mut door, MAX_LIFELINE_BYTES)?.ok_or(StandInError::Gone)?;
+    let place: Place = frame::read(&mut door, MAX_LIFELINE_BYTES)?.ok_or(StandInError::Gone)?;
     let signals = Signals::block().map_err(host_io("receive signals"))?;
     process::become_subreaper().map_err(host_io("become the reaper of the monitor's processes"))?;
     let lifeline = UnixStream::from(lifeline);
     // A namespace that cannot be entered is for the monitor to say, which looks into it.
-    let home = view.network.enter().unwrap_or_default();
+    let home = place.network.enter().unwrap_or_default();
     let monitor = monitor::start_for_engine(&lifeline, home).map_err(host_io("start the monitor"))?;
     drop(lifeline);
     if let Ok(Some(FromClient::Stands)) = frame::read(&mut door, MAX_LIFELINE_BYTES) {
-        let answer = match take_place(&view) {
+        let answer = match take_place(&place.view) {
             Ok(()) => FromStandIn::Ready,
             Err(error) => FromStandIn::Failed(error.to_string()),
         };
@@ -218,4 +230,16 @@ fn attend(mut monitor: Child, mut signals: Signals) -> Result<u8, StandInError> 
     let status = monitor.wait().map_err(host_io("wait for the monitor"))?;
     process::reap_orphans(Instant::now() + process::ORPHAN_TIME);
     Ok(exit::code_of_process(status))
+}
+
+/// Leaves the host's mounts for those of the view.
+fn take_place(view: &View) -> Result<(), StandInError> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(host("open /dev/null"))?;
+    view.enter()?;
+    // The streams are the monitor's, and whoever reads them waits for the last who has them.
+    rustix::stdio::dup2_stdin(&null)
+        .and_then(|()| rustix::stdio::dup2_stdout(&null))
+        .and_then(|()| rustix::stdio::dup2_stderr(&null))
+        .map_err(host("let go of the standard streams"))
 }

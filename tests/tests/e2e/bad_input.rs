@@ -49,7 +49,6 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
         ("/frobnicate", json!({}), "frobnicate"),
         ("/process/commandLine", json!("x"), "process.commandLine"),
         ("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler.priority"),
-        ("/hooks", json!({"createContainer": [{"path": "/bin/true"}]}), "hooks.createContainer"),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1000, "size": 1}]), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),

@@ -1,4 +1,4 @@
-//! Hooks that run on the host.
+//! Hooks that run on the host, and all six in their order.
 
 use sandbox_tests::{Sandbox, sandbox};
 use serde_json::{Value, json};
@@ -31,14 +31,84 @@ fn hooks_run_at_their_points_in_order() {
     let hooks = json!({
         "prestart": list("prestart"),
         "createRuntime": list("createRuntime"),
+        "createContainer": list("createContainer"),
+        "startContainer": [{
+            "path": "/bin/sh",
+            "args": ["sh", "-c", "grep -o '\"status\":\"[a-z]*' | sed 's/.*\"/startContainer /' >>/noted"],
+            "env": ["PATH=/bin"],
+        }],
         "poststart": list("poststart"),
         "poststop": list("poststop"),
     });
-    let sandbox = with_hooks(sandbox, hooks);
-    sandbox.run(["echo", "ran"]).expect_stdout("ran\n");
+    std::fs::write(sandbox.directory().join("noted"), "").expect("a file");
+    let noted = sandbox.directory().join("noted");
+    let sandbox = with_hooks(sandbox, hooks).mount("/noted", "bind", noted, &["bind"]);
+    sandbox.run(["sh", "-c", "echo process >>/noted"]).expect_code(0);
     let noted = std::fs::read_to_string(sandbox.directory().join("noted")).unwrap();
-    let expected = "prestart creating\ncreateRuntime creating\npoststart running\npoststop stopped\n";
-    assert_eq!(noted, expected);
+    let mut lines: Vec<_> = noted.lines().collect();
+    // A hook after the start runs beside the process.
+    let process = lines.iter().position(|line| *line == "process").expect("the process's line");
+    assert!(process >= 4, "{noted}");
+    lines.remove(process);
+    let expected = [
+        "prestart creating",
+        "createRuntime creating",
+        "createContainer creating",
+        "startContainer created",
+        "poststart running",
+        "poststop stopped",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn hooks_of_create_container_find_its_files_in_their_places() {
+    let script = "cat /from-hook /data/from-hook; ls /data/inner; exec sleep 1000";
+    let sandbox = sandbox("hooks-view").command(["sh", "-c", script]);
+    let data = sandbox.directory().join("data");
+    std::fs::create_dir_all(data.join("inner")).expect("a directory");
+    let script = r#"
+        cd rootfs && test -f bin/busybox && test -d data/inner && test -f /etc/passwd || exit 3
+        echo to the root >from-hook; echo to the volume >data/from-hook
+        test -z "$(ls proc)" || exit 4
+        ! touch proc/file 2>/dev/null || exit 5
+        ! bin/busybox true 2>/dev/null || exit 6
+        mount -t tmpfs tmpfs data/inner && touch data/inner/unseen || exit 7
+        readlink /proc/self/ns/mnt >"$1/mounts"
+    "#;
+    let hooks = json!({"createContainer": [hook(&sandbox, script)]});
+    let sandbox = with_hooks(sandbox, hooks).mount("/data", "bind", &data, &["rbind", "rw"]);
+    let mut container = sandbox.start();
+    container.wait_for_stdout("to the root\nto the volume\n");
+    container.end();
+    assert!(!sandbox.bundle.root("data/inner").exists() && !data.join("inner/unseen").exists());
+    let own = std::fs::read_link("/proc/self/ns/mnt").expect("a link");
+    let its = std::fs::read_to_string(sandbox.directory().join("mounts")).expect("a file");
+    assert_ne!(its.trim(), own.to_str().unwrap());
+}
+
+#[test]
+fn hooks_of_create_container_cannot_change_a_bundle_that_is_left_untouched() {
+    let sandbox = sandbox("hooks-untouched");
+    let script = "! touch rootfs/made 2>/dev/null && touch \"$1/ran\"";
+    let hooks = json!({"createContainer": [hook(&sandbox, script)]});
+    let sandbox = with_hooks(sandbox, hooks);
+    sandbox.run(["true"]).expect_code(0);
+    assert!(sandbox.directory().join("ran").exists() && !sandbox.bundle.root("made").exists());
+}
+
+#[test]
+fn a_hook_of_create_container_that_fails_ends_the_creation() {
+    let sandbox = sandbox("hook-view-fails");
+    let hooks = json!({"createContainer": [hook(&sandbox, "echo no such library >&2; exit 3")]});
+    let sandbox = with_hooks(sandbox, hooks);
+    sandbox.create_in_vain().expect_error(1, &["createContainer", "/bin/sh", "no such library"]);
+    sandbox.expect_nothing_left();
+    let mut slow = hook(&sandbox, "exec sleep 1000");
+    slow["timeout"] = 1.into();
+    let sandbox = with_hooks(sandbox, json!({"createContainer": [slow]}));
+    sandbox.run(["echo", "ran"]).expect_error(125, &["createContainer", "timeout of 1s"]);
+    sandbox.expect_nothing_left();
 }
 
 #[test]
@@ -56,7 +126,7 @@ fn a_hook_that_hangs_is_killed_at_its_timeout() {
     let mut slow = hook(&sandbox, "exec sleep 1000");
     slow["timeout"] = 1.into();
     let sandbox = with_hooks(sandbox, json!({"prestart": [slow]}));
-    sandbox.run(["echo", "ran"]).expect_error(125, &["timeout of 1s"]);
+    sandbox.run(["echo", "ran"]).expect_error(125, &["the prestart hook", "timeout of 1s"]);
     sandbox.expect_nothing_left();
 }
 

@@ -133,6 +133,9 @@ fn a_container_is_deleted_and_made_again_many_times() {
         let mount =
             json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"]});
         config["mounts"].as_array_mut().unwrap().push(mount);
+        let script = "echo hook >>rootfs/volume/hooks";
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]});
+        config["hooks"] = json!({"createContainer": [hook]});
     });
     for round in 0..20 {
         // Another file system each time, as an engine makes it.
@@ -144,6 +147,7 @@ fn a_container_is_deleted_and_made_again_many_times() {
     }
     let expected: String = (0..20).map(|round| format!("round {round}\n")).collect();
     assert_eq!(fs::read_to_string(volume.join("lines")).unwrap(), expected);
+    assert_eq!(fs::read_to_string(volume.join("hooks")).unwrap(), "hook\n".repeat(20));
     expect_let_go(&pod, &volume);
     assert_eq!(other.status(), "running");
     other.end(&in_other);
