@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
+use sandbox_id_map::IdMapError;
 use sandbox_vmm_api::ShareEntry;
 
 use crate::mounts::{self, Access, Depth};
@@ -33,6 +34,14 @@ pub enum ShareError {
         path: PathBuf,
         /// Why.
         error: Errno,
+    },
+    /// The ids of a source's files could not be mapped.
+    #[error("mapping the ids of {}: {error}", path.display())]
+    IdMap {
+        /// The source.
+        path: PathBuf,
+        /// Why.
+        error: IdMapError,
     },
     /// A source is neither a directory nor a regular file.
     #[error("sharing {}: only a directory or a regular file can be shared", .0.display())]
@@ -110,6 +119,10 @@ impl Source {
         let failed = |error| ShareError::Source { path: entry.source.clone(), error };
         let access = if entry.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let tree = mounts::clone(&entry.source, Depth::Tree, access).map_err(failed)?;
+        if let Some(map) = &entry.id_map {
+            let failed = |error| ShareError::IdMap { path: entry.source.clone(), error };
+            sandbox_id_map::apply(tree.as_fd(), map).map_err(failed)?;
+        }
         let is_directory = match FileType::from_raw_mode(rustix::fs::fstat(&tree).map_err(failed)?.st_mode) {
             FileType::Directory => true,
             FileType::RegularFile => false,

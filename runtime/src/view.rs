@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 use sandbox_protocol::RootWrites;
-use sandbox_vmm_api::ShareEntry;
+use sandbox_vmm_api::{IdMap, ShareEntry};
 use serde::{Deserialize, Serialize};
 
 use crate::mounts::{self, Access, Depth};
@@ -51,6 +51,7 @@ struct Shown {
     /// Of the host; none is a file system of the guest's.
     source: Option<PathBuf>,
     read_only: bool,
+    id_map: Option<IdMap>,
 }
 
 impl View {
@@ -63,6 +64,7 @@ impl View {
                 destination: mount.destination().clone(),
                 source: share.filter(|_| is_bind(mount)).map(|share| share.source.clone()),
                 read_only: share.is_none_or(|share| share.read_only),
+                id_map: share.and_then(|share| share.id_map.clone()),
             }
         };
         let mounts = container.create.spec.mounts().iter().flatten().enumerate();
@@ -99,7 +101,7 @@ impl View {
             .iter()
             .map(|shown| Ok((shown, tree(shown)?)))
             .collect::<Result<_, _>>()
-            .map_err(failed("open a volume"))?;
+            .map_err(|error| ViewError { step: "open a volume", error })?;
         move_mount(&root, "", CWD, &self.root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(failed("attach the root file system"))?;
         for (shown, tree) in &mounts {
@@ -116,11 +118,13 @@ fn clone(source: &Path, read_only: bool) -> rustix::io::Result<OwnedFd> {
     mounts::clone(source, Depth::Mount, access)
 }
 
-fn tree(shown: &Shown) -> rustix::io::Result<OwnedFd> {
-    match &shown.source {
-        Some(source) => clone(source, shown.read_only),
-        None => nothing(),
+fn tree(shown: &Shown) -> io::Result<OwnedFd> {
+    let Some(source) = &shown.source else { return Ok(nothing()?) };
+    let tree = clone(source, shown.read_only)?;
+    if let Some(map) = &shown.id_map {
+        sandbox_id_map::apply(tree.as_fd(), map).map_err(io::Error::other)?;
     }
+    Ok(tree)
 }
 
 /// An empty directory that stays empty.

@@ -126,7 +126,12 @@ fn machine_plan(vmm: PathBuf, state: &Path) -> MachinePlan {
             vcpus: 1,
             cmdline: String::new(),
             vsock: None,
-            shares: vec![ShareEntry { path: "box".into(), source: "/".into(), read_only: true }],
+            shares: vec![ShareEntry {
+                path: "box".into(),
+                source: "/".into(),
+                read_only: true,
+                id_map: None,
+            }],
             disks: vec![],
             nets: vec![],
             balloon: false,

@@ -14,7 +14,7 @@ fn message(change: impl FnOnce(&mut VmConfig)) -> String {
 }
 
 fn share(path: &str) -> ShareEntry {
-    ShareEntry { path: path.into(), source: "/x".into(), read_only: true }
+    ShareEntry { path: path.into(), source: "/x".into(), read_only: true, id_map: None }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use rustix::mount::{
     UnmountFlags,
 };
 use rustix::thread::UnshareFlags;
+use sandbox_id_map::IdMapError;
 use sandbox_vmm_api::ShareEntry;
 
 /// Where the jail has the share.
@@ -66,6 +67,14 @@ pub enum Error {
         access: &'static str,
         /// Why.
         error: Errno,
+    },
+    /// The ids of a source's files could not be mapped.
+    #[error("mapping the ids of {path}: {error}", path = .path.display())]
+    IdMap {
+        /// The source.
+        path: PathBuf,
+        /// Why.
+        error: IdMapError,
     },
     /// A source could not be mounted at its place.
     #[error("mounting {source_path} at {place} of the share: {error}",
@@ -174,7 +183,12 @@ enum Access {
 impl Source {
     fn of_share(entry: &ShareEntry) -> Result<Self, Error> {
         let access = if entry.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        Self::open(&entry.source, &entry.path, access)
+        let source = Self::open(&entry.source, &entry.path, access)?;
+        if let Some(map) = &entry.id_map {
+            let failed = |error| Error::IdMap { path: entry.source.clone(), error };
+            sandbox_id_map::apply(source.tree.as_fd(), map).map_err(failed)?;
+        }
+        Ok(source)
     }
 
     /// Sockets can be connected to on a read-only mount.

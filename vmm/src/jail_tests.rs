@@ -33,7 +33,7 @@ fn in_child(check: impl FnOnce()) {
 }
 
 fn share(path: &str, source: impl AsRef<Path>, read_only: bool) -> ShareEntry {
-    ShareEntry { path: path.into(), source: source.as_ref().to_owned(), read_only }
+    ShareEntry { path: path.into(), source: source.as_ref().to_owned(), read_only, id_map: None }
 }
 
 fn error_kind(result: std::io::Result<()>) -> ErrorKind {

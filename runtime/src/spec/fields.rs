@@ -30,7 +30,7 @@ const NO_APPARMOR: &str = "profiles are the host kernel's; the guest's has no Ap
                            boundary";
 const NO_SELINUX: &str =
     "labels are the host kernel's; the guest's has no SELinux, and the virtual machine is the boundary";
-const NO_ID_MAPS: &str = "mounts with id mappings of their own are not supported yet";
+const BIND_IDS: &str = "of a bind mount, which then needs a file system of the host that has ID-mapped mounts; both kinds or none";
 const GUEST_ID: &str = "an id of the virtual machine, and on shared files one of the host";
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
 const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
@@ -98,9 +98,19 @@ pub const FIELDS: &[Field] = &[
              stand for the container's own",
         ),
     ),
-    field("mounts[].options", Honoured("a bind mount without `ro` is written through to the host")),
-    field("mounts[].uidMappings", Refused(NO_ID_MAPS)),
-    field("mounts[].gidMappings", Refused(NO_ID_MAPS)),
+    field(
+        "mounts[].options",
+        Honoured(
+            "a bind mount without `ro` is written through to the host; `idmap` and `ridmap` without mappings take those \
+             of the user namespace",
+        ),
+    ),
+    field("mounts[].uidMappings[].containerID", Honoured(BIND_IDS)),
+    field("mounts[].uidMappings[].hostID", Honoured("")),
+    field("mounts[].uidMappings[].size", Honoured("")),
+    field("mounts[].gidMappings[].containerID", Honoured("")),
+    field("mounts[].gidMappings[].hostID", Honoured("")),
+    field("mounts[].gidMappings[].size", Honoured("")),
     field(
         "hooks.prestart[].path",
         Honoured(

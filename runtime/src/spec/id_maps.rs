@@ -1,8 +1,10 @@
-//! The maps of user namespaces: which ids of a container stand for which outside.
+//! The maps of user namespaces and of mounts: which ids of a container, or on a disk, stand for which outside.
 
-use oci_spec::runtime::{LinuxIdMapping, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, Mount, Spec};
+use sandbox_vmm_api::{IdMap, IdRange};
 
 use super::SpecError;
+use super::validate::is_bind;
 
 /// The most lines that the kernel takes in a map (`user_namespaces(7)`).
 const MAX_MAPPINGS: usize = 340;
@@ -47,8 +49,66 @@ fn check_one(
     }
 }
 
+/// The options that ask for a mapping, for the mount or for those below it too.
+const OPTIONS: [&str; 2] = ["idmap", "ridmap"];
+
+/// Checks what a mount says about ids.
+pub fn check_mount(index: usize, mount: &Mount, linux: Option<&Linux>) -> Result<(), SpecError> {
+    let lists = [("uidMappings", mount.uid_mappings()), ("gidMappings", mount.gid_mappings())];
+    let lists = lists.map(|(name, list)| (name, list.as_deref().unwrap_or_default()));
+    let named = lists.iter().find(|(_, list)| !list.is_empty());
+    let option = mount.options().iter().flatten().find(|option| OPTIONS.contains(&option.as_str()));
+    let path = match (named, option) {
+        (Some((name, _)), _) => format!("mounts[{index}].{name}"),
+        (None, Some(_)) => format!("mounts[{index}].options"),
+        (None, None) => return Ok(()),
+    };
+    if !is_bind(mount) {
+        let reason = "only the ids of bind mounts can be mapped".into();
+        return Err(SpecError::Unsupported { path, reason });
+    }
+    if let (None, Some(option)) = (named, option) {
+        let own = linux.and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|list| !list.is_empty());
+        let why = format!("`{option}` needs mappings: of the mount, or of a user namespace");
+        return if own { Ok(()) } else { Err(value(&path, &why)) };
+    }
+    for (name, list) in lists {
+        let path = format!("mounts[{index}].{name}");
+        if list.is_empty() {
+            return Err(value(&path, "it is missing, and the other kind of ids is mapped"));
+        }
+        check_mappings(&path, list)?;
+    }
+    Ok(())
+}
+
+/// Takes what a bind mount says about ids out of it, for the machine: the guest sees the result.
+pub fn take(mount: &mut Mount, linux: Option<&Linux>) -> Option<IdMap> {
+    let options = mount.options().clone().unwrap_or_default();
+    let (asked, kept): (Vec<_>, Vec<_>) =
+        options.into_iter().partition(|option| OPTIONS.contains(&option.as_str()));
+    let own = (mount.uid_mappings().clone(), mount.gid_mappings().clone());
+    let (uids, gids) = match own {
+        (Some(uids), Some(gids)) if !uids.is_empty() => (uids, gids),
+        _ if asked.is_empty() => return None,
+        _ => (linux?.uid_mappings().clone()?, linux?.gid_mappings().clone()?),
+    };
+    mount.set_options(Some(kept)).set_uid_mappings(None).set_gid_mappings(None);
+    let recursive = asked.iter().any(|option| option == "ridmap");
+    Some(IdMap { uids: ranges(&uids), gids: ranges(&gids), recursive })
+}
+
+fn ranges(mappings: &[LinuxIdMapping]) -> Vec<IdRange> {
+    let range = |mapping: &LinuxIdMapping| IdRange {
+        on_disk: mapping.container_id(),
+        in_guest: mapping.host_id(),
+        count: mapping.size(),
+    };
+    mappings.iter().map(range).collect()
+}
+
 /// Checks what the kernel would refuse without saying why.
-pub fn check_mappings(path: &str, mappings: &[LinuxIdMapping]) -> Result<(), SpecError> {
+fn check_mappings(path: &str, mappings: &[LinuxIdMapping]) -> Result<(), SpecError> {
     if mappings.len() > MAX_MAPPINGS {
         let why = format!("it has {} mappings, and the kernel takes {MAX_MAPPINGS}", mappings.len());
         return Err(value(path, &why));
@@ -156,6 +216,50 @@ mod tests {
             ),
         ] {
             let message = error(uids, gids, user).unwrap_err();
+            assert!(message.contains(wanted), "{wanted}: {message}");
+        }
+    }
+
+    fn bind(rest: Value) -> Mount {
+        let mut mount = json!({"destination": "/a", "type": "bind", "source": "/a"});
+        mount.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        serde_json::from_value(mount).unwrap()
+    }
+
+    #[test]
+    fn a_mount_has_its_own_maps_or_those_of_the_user_namespace() {
+        let linux: Linux =
+            serde_json::from_value(json!({"uidMappings": [map(0, 7, 1)], "gidMappings": [map(0, 8, 1)]}))
+                .unwrap();
+        let one = |on_disk, in_guest| vec![IdRange { on_disk, in_guest, count: 1 }];
+        let mut own =
+            bind(json!({"uidMappings": [map(1, 2, 1)], "gidMappings": [map(3, 4, 1)], "options": ["ro"]}));
+        check_mount(0, &own, None).unwrap();
+        let taken = take(&mut own, Some(&linux));
+        assert_eq!(taken, Some(IdMap { uids: one(1, 2), gids: one(3, 4), recursive: false }));
+        assert_eq!(own, bind(json!({"options": ["ro"]})));
+        let mut asked = bind(json!({"options": ["rbind", "ridmap"]}));
+        check_mount(0, &asked, Some(&linux)).unwrap();
+        let taken = take(&mut asked, Some(&linux));
+        assert_eq!(taken, Some(IdMap { uids: one(0, 7), gids: one(0, 8), recursive: true }));
+        assert_eq!(asked.options().as_deref(), Some(&["rbind".to_owned()][..]));
+        assert_eq!(take(&mut bind(json!({})), Some(&linux)), None);
+    }
+
+    #[test]
+    fn a_mount_whose_ids_cannot_be_mapped_is_named() {
+        let ids = json!([map(0, 1, 1)]);
+        let tmpfs = json!({"destination": "/a", "type": "tmpfs", "uidMappings": ids, "gidMappings": ids});
+        for (mount, wanted) in [
+            (serde_json::from_value(tmpfs).unwrap(), "`mounts[3].uidMappings`: not supported"),
+            (bind(json!({"uidMappings": ids})), "`mounts[3].gidMappings`: it is missing"),
+            (bind(json!({"options": ["idmap"]})), "`mounts[3].options`: `idmap` needs mappings"),
+            (
+                bind(json!({"uidMappings": [map(0, 1, 0)], "gidMappings": ids})),
+                "`mounts[3].uidMappings[0].size`: it is 0",
+            ),
+        ] {
+            let message = check_mount(3, &mount, None).unwrap_err().to_string();
             assert!(message.contains(wanted), "{wanted}: {message}");
         }
     }

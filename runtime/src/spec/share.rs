@@ -13,7 +13,7 @@ use sandbox_protocol::{RootWrites, SHARE_MOUNT};
 use sandbox_vmm_api::ShareEntry;
 
 use super::validate::is_bind;
-use super::{Bundle, Role, SpecError, cgroup_mounts};
+use super::{Bundle, Role, SpecError, cgroup_mounts, id_maps};
 use crate::state::SandboxId;
 use crate::{hooks, network};
 
@@ -50,6 +50,7 @@ impl GuestSpec {
             path: top.join("rootfs"),
             source: bundle.root().into(),
             read_only: root == RootWrites::Overlay,
+            id_map: None,
         }];
         if let Some(root) = spec.root_mut() {
             root.set_path(in_guest(&shares[0]));
@@ -59,7 +60,8 @@ impl GuestSpec {
                 mount.set_source(Some(SHARED_MEMORY.into()));
                 continue;
             }
-            let share = share_of(bundle.path(), &top, index, mount)?;
+            let mut share = share_of(bundle.path(), &top, index, mount)?;
+            share.id_map = id_maps::take(mount, bundle.spec().linux().as_ref());
             mount.set_source(Some(in_guest(&share)));
             shares.push(share);
         }
@@ -99,7 +101,7 @@ fn share_of(bundle: &Path, top: &Path, index: usize, mount: &Mount) -> Result<Sh
         return Err(error(why.into()));
     }
     let path = top.join("mounts").join(index.to_string());
-    Ok(ShareEntry { path, source: real, read_only: is_read_only(mount) })
+    Ok(ShareEntry { path, source: real, read_only: is_read_only(mount), id_map: None })
 }
 
 /// Whether a mount's options say so. The last word counts, as in mount(8).
@@ -176,6 +178,7 @@ mod tests {
             path: path.into(),
             source: host.join(source),
             read_only,
+            id_map: None,
         };
         assert_eq!(
             guest.shares,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxBlockIo, LinuxIOPriority, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    Linux, LinuxBlockIo, LinuxIOPriority, LinuxNamespace, LinuxNamespaceType, LinuxResources,
     LinuxSchedulerPolicy as Policy, LinuxTimeOffset, Mount, Process, Scheduler, Spec,
 };
 
@@ -32,7 +32,7 @@ pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
         check_resources(resources)?;
     }
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        check_mount(index, mount)?;
+        check_mount(index, mount, spec.linux().as_ref())?;
     }
     root(spec, bundle)
 }
@@ -227,13 +227,14 @@ fn check_block(block: &LinuxBlockIo) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn check_mount(index: usize, mount: &Mount) -> Result<(), SpecError> {
+fn check_mount(index: usize, mount: &Mount, linux: Option<&Linux>) -> Result<(), SpecError> {
     let destination = mount.destination();
     if !destination.is_absolute() {
         let why = format!("`{}` is not an absolute path", destination.display());
         return Err(value(&format!("mounts[{index}].destination"), &why));
     }
     no_zero(&format!("mounts[{index}].destination"), &destination.to_string_lossy())?;
+    id_maps::check_mount(index, mount, linux)?;
     let path = format!("mounts[{index}].type");
     match mount.typ().as_deref() {
         _ if is_bind(mount) => Ok(()),

@@ -209,7 +209,12 @@ fn the_share_shows_its_entries_and_read_only_holds_on_the_host() {
             let source = at.join(name);
             fs::create_dir_all(source.join("directory")).unwrap();
             fs::write(source.join("file"), "content").unwrap();
-            config.shares.push(ShareEntry { path: format!("top/{name}").into(), source, read_only });
+            config.shares.push(ShareEntry {
+                path: format!("top/{name}").into(),
+                source,
+                read_only,
+                id_map: None,
+            });
         }
     });
     assert_eq!(ask(&machine, "mount-share"), "done");
@@ -322,7 +327,7 @@ fn a_configuration_that_cannot_be_is_a_failure_with_its_reason() {
 }
 
 fn entry(path: &str, source: &str) -> ShareEntry {
-    ShareEntry { path: path.into(), source: source.into(), read_only: true }
+    ShareEntry { path: path.into(), source: source.into(), read_only: true, id_map: None }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Pods: several containers in one virtual machine, which come and go while it runs.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -127,11 +128,13 @@ fn a_container_is_deleted_and_made_again_many_times() {
     let in_other = other.start();
     let volume = pod.directory().join("volume");
     fs::create_dir(&volume).unwrap();
+    chown(&volume, Some(4000), Some(4000)).unwrap();
     let again =
         pod.member("again", &first, ["sh", "-c", "cat /file >> /volume/lines; cat /etc/passwd >/dev/null"]);
     let again = again.config(|config| {
-        let mount =
-            json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"]});
+        let ids = json!([{"containerID": 4000, "hostID": 0, "size": 1}]);
+        let mount = json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"],
+            "uidMappings": ids, "gidMappings": ids});
         config["mounts"].as_array_mut().unwrap().push(mount);
         let script = "echo hook >>rootfs/volume/hooks";
         let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]});
@@ -148,6 +151,10 @@ fn a_container_is_deleted_and_made_again_many_times() {
     let expected: String = (0..20).map(|round| format!("round {round}\n")).collect();
     assert_eq!(fs::read_to_string(volume.join("lines")).unwrap(), expected);
     assert_eq!(fs::read_to_string(volume.join("hooks")).unwrap(), "hook\n".repeat(20));
+    // What root of the container and root of the host write there belongs to whom the mount says.
+    for file in ["lines", "hooks"] {
+        assert_eq!(fs::metadata(volume.join(file)).unwrap().uid(), 4000, "{file}");
+    }
     expect_let_go(&pod, &volume);
     assert_eq!(other.status(), "running");
     other.end(&in_other);

@@ -206,6 +206,61 @@ fn it_makes_cgroups_below_its_own_where_they_are_writable() {
 }
 
 #[test]
+fn volumes_have_ids_of_their_own() {
+    let volume = |sandbox: &Sandbox, name: &str, ids: [u32; 2]| {
+        let directory = sandbox.directory().join(name);
+        fs::create_dir(&directory).expect("a directory");
+        for (file, id) in [("first", ids[0]), ("second", ids[1])] {
+            fs::write(directory.join(file), "").expect("a file");
+            chown(directory.join(file), Some(id), Some(id)).expect("an owner");
+        }
+        directory
+    };
+    let owner = |path: &Path| {
+        let file = fs::metadata(path).expect("a file");
+        (file.uid(), file.gid())
+    };
+    let sandbox = mapped("users-volumes");
+    let data = volume(&sandbox, "data", [0, 5]);
+    let more = volume(&sandbox, "more", [ROOT, 7]);
+    let ids = json!([{"containerID": 0, "hostID": ROOT, "size": 10}]);
+    let sandbox = sandbox.mount("/more", "bind", &more, &["rbind", "ridmap"]).config(|config| {
+        let mount = json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind"],
+            "uidMappings": ids, "gidMappings": ids});
+        config["mounts"].as_array_mut().expect("a list").push(mount);
+    });
+    let script = "stat -c %u:%g /data /data/first /data/second /more /more/first /more/second
+        mkdir /data/made && touch /data/made/file && chown 7:8 /data/made/file && stat -c %u:%g /data/made/file
+        touch /more/made && echo text >>/data/second && chown 20 /data/first || echo no id";
+    let seen = "0:0\n0:0\n5:5\n0:0\n65534:65534\n7:7\n7:8\nno id\n";
+    sandbox.run(["sh", "-c", script]).expect_stdout(seen);
+    assert_eq!(owner(&data.join("made")), (0, 0));
+    assert_eq!(owner(&data.join("made/file")), (7, 8));
+    assert_eq!(owner(&more.join("made")), (0, 0));
+    assert_eq!(fs::read_to_string(data.join("second")).expect("a file"), "text\n");
+
+    let mapping = json!([{"containerID": 1000, "hostID": 0, "size": 1}]);
+    let sandbox = sandbox_tests::sandbox("mount-ids");
+    let data = volume(&sandbox, "data", [1000, 0]);
+    let mount = json!({"destination": "/data", "type": "bind", "source": data, "uidMappings": mapping,
+        "gidMappings": mapping});
+    let sandbox = sandbox.config(|config| config["mounts"].as_array_mut().expect("a list").push(mount));
+    sandbox.run(["stat", "-c", "%u", "/data/first", "/data/second"]).expect_stdout("0\n65534\n");
+}
+
+#[test]
+fn ids_of_a_file_system_without_such_mounts_are_refused_with_the_reason() {
+    let sandbox = mapped("users-sysfs").mount("/a", "bind", "/sys/kernel", &["bind", "ro", "idmap"]);
+    sandbox.run(["true"]).expect_error(125, &["/sys/kernel", "does not support id-mapped mounts"]);
+    let sandbox = sandbox.config(|config| {
+        let ids = json!([{"containerID": 0, "hostID": ROOT, "size": 1}]);
+        config["mounts"] =
+            json!([{"destination": "/a", "type": "tmpfs", "uidMappings": ids, "gidMappings": ids}]);
+    });
+    sandbox.run(["true"]).expect_error(125, &["mounts[0].uidMappings", "bind mounts"]);
+}
+
+#[test]
 fn maps_that_cannot_be_are_refused_by_their_path() {
     let refused = |change: &dyn Fn(&mut Value), words: &[&str]| {
         sandbox("users-bad").config(change).run(["true"]).expect_error(125, words);

@@ -136,6 +136,33 @@ pub struct ShareEntry {
     pub source: PathBuf,
     /// Whether the host refuses every write to it and below it, mounts inside it included.
     pub read_only: bool,
+    /// The ids that its files have for the guest, where they are others than the host's.
+    #[serde(default)]
+    pub id_map: Option<IdMap>,
+}
+
+/// Which ids on the disk are which for the guest. A file of an id that is in no range belongs to nobody.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdMap {
+    /// Of users.
+    pub uids: Vec<IdRange>,
+    /// Of groups.
+    pub gids: Vec<IdRange>,
+    /// Whether it holds for mounts inside too.
+    pub recursive: bool,
+}
+
+/// A range of ids.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdRange {
+    /// The first on the disk.
+    pub on_disk: u32,
+    /// The first for the guest.
+    pub in_guest: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// A raw disk image or block device.
