@@ -9,6 +9,7 @@
 //! | 127 | `sandbox run`: the program does not exist |
 //! | 130 | `sandbox run`: a second interrupt cut the sandbox off |
 //! | 137 | `sandbox run`: the process did not end of SIGKILL and was cut off |
+//! | 255 | `sandbox exec`: the process could not be run (as runc says it) |
 //! | 1 | any other command failed |
 //! | 2 | any other command was not understood |
 
@@ -27,6 +28,9 @@ pub const NOT_EXECUTABLE: u8 = 126;
 
 /// The program does not exist, as shells say it.
 pub const NOT_FOUND: u8 = 127;
+
+/// A process could not be added to a container, as runc says it: most processes never end with this.
+pub const EXEC_FAILED: u8 = 255;
 
 /// Any other command failed.
 pub const FAILED: u8 = 1;

@@ -26,6 +26,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod descriptor;
+mod engine;
 pub mod exit;
 pub mod features;
 pub mod hooks;

@@ -128,6 +128,15 @@ impl Podman {
         self.podman(self.run_words(options, script))
     }
 
+    /// `podman run` with options, an image and a program, all parted by blanks. Waits for it.
+    #[track_caller]
+    pub fn run_words_of(&self, line: &str) -> Outcome {
+        // Without a parent of its own, Podman leaves a cgroup that belongs to nobody.
+        let cgroup = format!("/{}", self.id);
+        let words = ["run", "--cgroup-parent", &cgroup].into_iter().chain(line.split_whitespace());
+        self.podman(words)
+    }
+
     /// Starts a container in the background.
     #[track_caller]
     pub fn start(&self, name: &str, options: &str, script: &str) {

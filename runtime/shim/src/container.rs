@@ -281,8 +281,8 @@ impl Container {
     pub fn delete(&self) -> Result<(u32, Exit), Error> {
         self.init.expect(&[Status::Created, Status::Stopped], "delete")?;
         // By force: where what stands for the container was killed, its monitor may not be gone yet.
-        if let Some(damage) = lifecycle::delete_by_force(&self.id, self.root())? {
-            log::error(&damage);
+        for line in lifecycle::delete_by_force(&self.id, self.root())? {
+            log::error(&line);
         }
         let exit = self
             .init

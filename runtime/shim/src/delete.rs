@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{self, Message};
 use sandbox_runtime::lifecycle;
+use sandbox_runtime::log::Log;
 use sandbox_runtime::state::{InvalidId, SandboxId};
 
 use crate::container::ROOTFS;
@@ -43,7 +44,9 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
     let id: SandboxId = flags.id.parse()?;
     let place = place::of(&flags.namespace, flags.debug)?;
     let bundle = flags.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
-    lifecycle::delete_by_force(&id, &place.root)?;
+    for line in lifecycle::delete_by_force(&id, &place.root)? {
+        Log::plain().info(&line);
+    }
     mounts::unmount(&bundle.join(ROOTFS))?;
     if place.root.exists() {
         let _lock = place::lock(&place.root)?;

@@ -161,8 +161,11 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
             };
         }
     };
-    let failed =
-        if matches!(cli.command, Some(Command::Run(_))) { exit::SANDBOX_FAILED } else { exit::FAILED };
+    let failed = match &cli.command {
+        Some(Command::Run(_)) => exit::SANDBOX_FAILED,
+        Some(Command::Exec(_)) => exit::EXEC_FAILED,
+        _ => exit::FAILED,
+    };
     let least = if cli.global.debug { Level::Debug } else { Level::Info };
     let log = match Log::open(cli.global.log.as_deref(), cli.global.log_format, least) {
         Ok(log) => log,

@@ -18,13 +18,12 @@ pub struct Args {
 /// Removes what is left of a sandbox.
 pub fn delete(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     let root = global.root();
-    match args.force {
+    let said = match args.force {
         false => lifecycle::delete(&args.id, &root)?,
-        true => {
-            if let Some(damage) = lifecycle::delete_by_force(&args.id, &root)? {
-                log.info(&damage);
-            }
-        }
+        true => lifecycle::delete_by_force(&args.id, &root)?,
+    };
+    for line in said {
+        log.info(&line);
     }
     Ok(0)
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::Error;
-use crate::log::Log;
 use crate::sandbox::Request;
 use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned, owner, read_record};
 use crate::{cgroup, hooks, monitor, process};
@@ -19,8 +18,9 @@ const YOUTH: Duration = Duration::from_secs(1);
 
 const POLL: Duration = Duration::from_millis(2);
 
-/// Removes what is left of a sandbox that has stopped, or that nobody has seen run.
-pub fn delete(id: &SandboxId, root: &Path) -> Result<(), Error> {
+/// Removes what is left of a sandbox that has stopped, or that nobody has seen run. Returns what is to be said
+/// besides: hooks and other clean-up that failed.
+pub fn delete(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error> {
     let (directory, record) = find(root, id)?;
     match record.status {
         Status::Stopped => {}
@@ -35,8 +35,9 @@ pub fn delete(id: &SandboxId, root: &Path) -> Result<(), Error> {
     remove(id, &directory, Some(&record))
 }
 
-/// Removes a sandbox, whatever it is doing. Returns what is to be said besides: that its record was of no help.
-pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Error> {
+/// Removes a sandbox, whatever it is doing. Returns what is to be said besides: that its record was of no help, and
+/// what of the clean-up failed.
+pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error> {
     let directory = root.join(id.as_str());
     let (record, damage) = match find(root, id) {
         Ok((_, record)) => (Some(record), None),
@@ -45,7 +46,7 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Er
             None,
             Some(format!("the state file of container {id} is missing: it was removed without its help")),
         ),
-        Err(StateError::NotFound { .. }) => return Ok(None),
+        Err(StateError::NotFound { .. }) => return Ok(Vec::new()),
         Err(StateError::Damaged { path, error } | StateError::Read { path, error }) => {
             let what = format!("the state file {} is damaged: {error}", path.display());
             (None, Some(format!("{what}: container {id} was removed without its help")))
@@ -57,11 +58,12 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Option<String>, Er
     }
     // A monitor that ends by itself has written a sound record, whatever stood there before.
     let record = record.or_else(|| read_record(&directory).ok().flatten());
-    remove(id, &directory, record.as_ref())?;
-    Ok(damage.map(|damage| match &record {
+    let mut said = remove(id, &directory, record.as_ref())?;
+    said.extend(damage.map(|damage| match &record {
         Some(_) => damage,
         None => format!("{damage}: a cgroup that it had on the host may be left, and no hook was run"),
-    }))
+    }));
+    Ok(said)
 }
 
 /// Kills the process of a container and waits until its monitor has let go of it. A monitor that does not end is killed,
@@ -88,7 +90,7 @@ fn end(directory: &Path, record: Option<&Record>) -> Result<(), Error> {
     Ok(())
 }
 
-fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<(), Error> {
+fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<Vec<String>, Error> {
     let deadline = Instant::now() + END_TIME;
     loop {
         if let Some(dead) = StateDir::stale(directory)? {
@@ -108,15 +110,12 @@ fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<(
         }
         std::thread::sleep(POLL);
     }
-    let Some(record) = record else { return Ok(()) };
+    let Some(record) = record else { return Ok(Vec::new()) };
     if let Some(path) = &record.cgroup {
         cgroup::remove(path);
     }
-    if let Err(error) = record.network.clean_up(id) {
-        Log::plain().info(&error.to_string());
-    }
-    for failed in hooks::run_all("poststop", &record.poststop, record, Status::Stopped) {
-        Log::plain().info(&failed.to_string());
-    }
-    Ok(())
+    let mut said: Vec<String> = record.network.clean_up(id).err().iter().map(ToString::to_string).collect();
+    let failed = hooks::run_all("poststop", &record.poststop, record, Status::Stopped);
+    said.extend(failed.iter().map(ToString::to_string));
+    Ok(said)
 }

@@ -15,7 +15,7 @@ use super::ready::{Asked, Ready, STOP_TIME};
 use super::{Answer, Ending, Error, Event, Exit};
 use crate::state::{Status, Transition};
 use crate::view::View;
-use crate::{exit, hooks, share, thread};
+use crate::{engine, exit, hooks, share, thread};
 
 /// How long the output of a process that ended may stand still.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
@@ -265,6 +265,12 @@ impl Ready<'_> {
         container.last_word = Some(Answer::Exited { status: exit.status });
         container.due = None;
         container.stage = Stage::Draining(Instant::now(), container.streams.progress());
+        // Whoever waits for the end finds it.
+        if exit.out_of_memory
+            && let Err(error) = engine::note_out_of_memory(&container.record)
+        {
+            self.watcher.warn(&format!("cannot tell the engine of the lack of memory: {error}"));
+        }
         if is_first {
             self.run_until = None;
             self.timeline.mark("run");

@@ -76,12 +76,7 @@ pub const FIELDS: &[Field] = &[
     field("process.scheduler.policy", Honoured("all but SCHED_ISO, which Linux does not have")),
     field("process.scheduler.nice", Honoured("")),
     field("process.scheduler.priority", Honoured("")),
-    field(
-        "process.scheduler.flags",
-        Honoured(
-            "reset-on-fork and deadline overruns are `SCHED_RESET_ON_FORK` and `SCHED_FLAG_D_L_OVERRUN` so far",
-        ),
-    ),
+    field("process.scheduler.flags", Honoured("")),
     field("process.scheduler.runtime", Honoured("")),
     field("process.scheduler.deadline", Honoured("")),
     field("process.scheduler.period", Honoured("")),

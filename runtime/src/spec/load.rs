@@ -121,12 +121,27 @@ fn understand(mut config: Value) -> Result<Spec, SpecError> {
     walk::check(&config)?;
     // The specification lets the user be left out; the types that follow do not.
     if let Some(process) = config.get_mut("process").and_then(Value::as_object_mut) {
+        process.get_mut("scheduler").and_then(|scheduler| scheduler.get_mut("flags")).map(respell_flags);
         process.entry("user").or_insert_with(|| json!({"uid": 0, "gid": 0}));
     }
     serde_path_to_error::deserialize(config).map_err(|error| SpecError::Value {
         path: error.path().to_string(),
         why: error.into_inner().to_string(),
     })
+}
+
+/// The specification's names of the scheduler's flags that the types that follow have under others.
+const FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+fn respell_flags(flags: &mut Value) {
+    for flag in flags.as_array_mut().into_iter().flatten() {
+        if let Some((_, other)) = FLAGS.iter().find(|(name, _)| flag == name) {
+            *flag = (*other).into();
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SpecError> {
@@ -179,6 +194,18 @@ mod tests {
         let bundle = load(GOOD).unwrap();
         assert!(bundle.root().ends_with("rootfs"));
         assert_eq!(bundle.spec().process().as_ref().unwrap().user().uid(), 0);
+    }
+
+    #[test]
+    fn flags_of_the_scheduler_have_the_names_of_the_specification() {
+        let config = r#"{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"cwd": "/", "args": ["a"],
+            "scheduler": {"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_DL_OVERRUN",
+            "SCHED_FLAG_RECLAIM"]}}}"#;
+        let bundle = load(config).unwrap();
+        let scheduler = bundle.spec().process().as_ref().unwrap().scheduler().clone().unwrap();
+        use oci_spec::runtime::LinuxSchedulerFlag::{SchedFlagDLOverrun, SchedFlagReclaim, SchedResetOnFork};
+        let expected = [SchedResetOnFork, SchedFlagDLOverrun, SchedFlagReclaim];
+        assert_eq!(scheduler.flags().as_deref(), Some(&expected[..]));
     }
 
     #[test]

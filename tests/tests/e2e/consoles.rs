@@ -96,7 +96,7 @@ fn a_console_socket_that_nobody_listens_on_is_an_error_and_leaves_nothing() {
         [&["--tty", "--console-socket", nowhere][..], &["--detach", "--tty", "--console-socket", nowhere]]
     {
         let exec = Process::spawn(&mut sandbox.exec_command(options, ["sleep", "4321"])).wait();
-        exec.expect_error(1, &["console socket", "nowhere"]);
+        exec.expect_error(255, &["console socket", "nowhere"]);
     }
     assert!(!sandbox.on("ps", []).expect_code(0).out().contains("4321"));
     container.end();

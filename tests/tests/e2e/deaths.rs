@@ -28,7 +28,7 @@ fn a_monitor_killed_in_each_state_is_stopped_and_can_be_deleted() {
         {
             sandbox.on(verb, []).expect_error(1, &[words]);
         }
-        sandbox.exec(&[], ["true"]).expect_error(1, &["stopped"]);
+        sandbox.exec(&[], ["true"]).expect_error(255, &["stopped"]);
         sandbox.on("delete", []).expect_stdout("");
         sandbox.expect_nothing_left();
     }
@@ -77,7 +77,7 @@ fn an_added_process_ends_with_an_error_when_the_monitor_is_killed() {
         Process::spawn(&mut sandbox.exec_command(&[], ["sh", "-c", "echo ready; exec sleep 1000"]));
     exec.wait_for_stdout("ready");
     kill_monitor(&container);
-    exec.wait().expect_error(1, &["sandbox"]);
+    exec.wait().expect_error(255, &["sandbox"]);
     sandbox.wait_for_status("stopped");
     sandbox.on("delete", []).expect_code(0);
 }

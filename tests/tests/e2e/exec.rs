@@ -48,7 +48,7 @@ fn its_exit_code_and_its_streams_are_its_own() {
     let outcome = sandbox.exec(&[], ["seq", "1", "200000"]).expect_code(0);
     assert_eq!(outcome.out().lines().count(), 200_000);
     assert_eq!(container.streams.so_far(), Default::default());
-    sandbox.exec(&[], ["no-such-program"]).expect_error(1, &["no-such-program", "not found"]);
+    sandbox.exec(&[], ["no-such-program"]).expect_error(255, &["no-such-program", "not found"]);
     end(container);
 }
 

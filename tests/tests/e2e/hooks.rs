@@ -143,6 +143,18 @@ fn a_hook_that_fails_later_is_said_and_no_more() {
 }
 
 #[test]
+fn a_hook_that_fails_in_delete_is_in_the_log() {
+    let sandbox = with_hooks(sandbox("hook-log"), json!({"poststop": [{"path": "/no/such/hook"}]}));
+    let container = sandbox.start();
+    assert_eq!(container.monitor.wait(), 0);
+    let log = sandbox.directory().join("log");
+    let words = ["--log", log.to_str().unwrap(), "--log-format", "json", "delete", &sandbox.id];
+    sandbox.verb(words).expect_code(0);
+    let log = std::fs::read_to_string(log).expect("a log");
+    assert!(log.contains("the poststop hook /no/such/hook"), "{log}");
+}
+
+#[test]
 fn hooks_that_make_no_sense_are_named_by_their_path() {
     for (hook, path) in [
         (json!({"path": "relative"}), "hooks.poststop[0].path"),

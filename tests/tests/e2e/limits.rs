@@ -22,7 +22,7 @@ fn a_paused_container_stands_still_and_goes_on() {
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(count(), held);
     sandbox.on("pause", []).expect_error(1, &["container not running"]);
-    sandbox.exec(&[], ["true"]).expect_error(1, &["paused"]);
+    sandbox.exec(&[], ["true"]).expect_error(255, &["paused"]);
     sandbox.on("ps", []).expect_code(0);
     sandbox.on("resume", []).expect_stdout("");
     assert_eq!(sandbox.status(), "running");

@@ -44,7 +44,7 @@ fn a_container_lives_in_the_background_and_is_entered_held_and_stopped() {
 fn exit_codes_are_those_that_podman_documents() {
     let Some(podman) = Podman::new("podman-codes") else { return };
     podman.run("--rm", "exit 42").expect_code(42);
-    let run = |program| podman.podman(["run", "--rm", "--network", "none", IMAGE, program]);
+    let run = |program| podman.run_words_of(&format!("--rm --network none {IMAGE} {program}"));
     run("no-such-program").expect_error(127, &["executable file not found in"]);
     run("/no/such/program").expect_error(127, &["o such file or directory"]);
     run("/etc/passwd").expect_error(126, &["permission denied"]);
@@ -52,9 +52,21 @@ fn exit_codes_are_those_that_podman_documents() {
 }
 
 #[test]
+fn a_kill_for_lack_of_memory_is_told() {
+    let Some(podman) = Podman::new("podman-memory") else { return };
+    podman.start("hungry", "--memory 32m", "tail /dev/zero");
+    podman.line("wait hungry").expect_stdout("137\n");
+    podman.line("inspect hungry --format {{.State.OOMKilled}}").expect_stdout("true\n");
+    podman.start("killed", "", "kill -KILL $$");
+    podman.line("wait killed").expect_code(0);
+    podman.line("inspect killed --format {{.State.OOMKilled}}").expect_stdout("false\n");
+    podman.line("rm hungry killed").expect_code(0);
+}
+
+#[test]
 fn a_network_of_the_host_is_refused_with_the_remedy() {
     let Some(podman) = Podman::new("podman-net") else { return };
-    let outcome = podman.podman(["run", "--rm", "--network", "ns:/proc/self/ns/net", IMAGE, "true"]);
+    let outcome = podman.run_words_of(&format!("--rm --network ns:/proc/self/ns/net {IMAGE} true"));
     outcome.expect_error(126, &["linux.namespaces", "--network none"]);
 }
 
@@ -124,7 +136,8 @@ fn files_are_copied_to_and_from_the_container_and_never_the_host() {
     podman.line("diff box").expect_code(0).expect_line("A /root/written");
     podman.line("commit --quiet box localhost/committed").expect_code(0);
     podman.line("rm --force --time 0 box").expect_code(0);
-    podman.line("run --rm --network none localhost/committed cat /root/written").expect_stdout("written\n");
+    let run = podman.run_words_of("--rm --network none localhost/committed cat /root/written");
+    run.expect_stdout("written\n");
 }
 
 #[test]
@@ -174,7 +187,7 @@ fn an_image_is_built() {
     fs::write(context.join("Containerfile"), text).expect("a file");
     let context = context.to_str().expect("a path");
     podman.podman(["build", "--network", "none", "--tag", "localhost/built", context]).expect_code(0);
-    podman.line("run --rm --network none localhost/built").expect_stdout("built\n");
+    podman.run_words_of("--rm --network none localhost/built").expect_stdout("built\n");
 }
 
 #[test]

@@ -86,10 +86,10 @@ fn one_more_process_runs_on_the_cpus_it_is_given() {
     expect(affinity(None, None), "0-1");
     expect(affinity(Some("0"), Some("1")), "1");
     expect(affinity(None, Some("0-1")), "0-1");
-    affinity(None, Some("7")).expect_error(1, &["process.execCPUAffinity.final", "CPUs 7"]);
-    affinity(Some("7"), None).expect_error(1, &["process.execCPUAffinity.initial", "CPUs 7"]);
-    affinity(Some("7,9999"), None).expect_error(1, &["process.execCPUAffinity.initial", "7,9999"]);
-    affinity(Some("x"), None).expect_error(1, &["process.execCPUAffinity", "x"]);
+    affinity(None, Some("7")).expect_error(255, &["process.execCPUAffinity.final", "CPUs 7"]);
+    affinity(Some("7"), None).expect_error(255, &["process.execCPUAffinity.initial", "CPUs 7"]);
+    affinity(Some("7,9999"), None).expect_error(255, &["process.execCPUAffinity.initial", "7,9999"]);
+    affinity(Some("x"), None).expect_error(255, &["process.execCPUAffinity", "x"]);
     // The agent is back where it was.
     expect(affinity(None, None), "0-1");
     sandbox.verb(["kill", &sandbox.id, "KILL"]).expect_code(0);

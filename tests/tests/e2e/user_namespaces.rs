@@ -180,7 +180,7 @@ fn more_processes_join_it_and_have_terminals() {
     let outcome = sandbox.exec(&[], ["sh", "-c", script]).expect_code(0);
     assert!(outcome.err().starts_with("0 100000 user:"), "{outcome}");
     sandbox.exec(&["--user", "1000:1000"], ["id", "-u"]).expect_stdout("1000\n");
-    sandbox.exec(&["--user", "70000"], ["id", "-u"]).expect_error(1, &["70000"]);
+    sandbox.exec(&["--user", "70000"], ["id", "-u"]).expect_error(255, &["70000"]);
     sandbox.exec(&["--tty"], ["sh", "-c", "test -t 1 && stat -c %u $(tty)"]).expect_line("0");
     container.end();
 }

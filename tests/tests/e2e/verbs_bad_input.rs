@@ -89,7 +89,7 @@ fn process_files_that_are_no_processes() {
         let words = ["--process", file.to_str().unwrap()];
         Process::spawn(&mut sandbox.exec_command(&words, [""; 0])).wait()
     };
-    exec().expect_error(1, &["process.json", "No such file"]);
+    exec().expect_error(255, &["process.json", "No such file"]);
     for (text, words) in [
         ("{", "process.json"),
         ("[]", "process"),
@@ -101,7 +101,7 @@ fn process_files_that_are_no_processes() {
         (r#"{"args": ["true"], "cwd": "/no/such/place"}"#, "/no/such/place"),
     ] {
         fs::write(&file, text).unwrap();
-        exec().expect_error(1, &[words]);
+        exec().expect_error(255, &[words]);
     }
     for words in [&["--user", "frob"][..], &["--cap", "CAP_FROB"], &["--preserve-fds", "1"], &["--cwd", "x"]]
     {
@@ -128,7 +128,7 @@ fn a_pid_file_that_cannot_be_written() {
     for detach in [&["--detach"][..], &[]] {
         let words = [&["--pid-file", nowhere.to_str().unwrap()], detach].concat();
         let exec = Process::spawn(&mut sandbox.exec_command(&words, ["sleep", "4321"])).wait();
-        exec.expect_error(1, &["no/such/directory"]);
+        exec.expect_error(255, &["no/such/directory"]);
         while sandbox.on("ps", []).expect_code(0).out().contains("4321") {}
     }
     container.end();
