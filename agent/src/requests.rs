@@ -76,6 +76,7 @@ impl Agent {
 
     fn configure(&mut self, wanted: &Configure) -> Result<(), Failure> {
         configure(wanted).map_err(other)?;
+        self.stream_secret.clone_from(&wanted.stream_secret);
         let standby = Standby::of_all();
         self.standby = standby.map_err(|e| other(format!("cannot have network devices stand by: {e}")))?;
         Ok(())
@@ -93,7 +94,8 @@ impl Agent {
         let namespaces = container::namespaces_of(create).map_err(other)?;
         let shared = self.shared_by(create)?;
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
-        let owner = Owner { container: &create.container, process: "" };
+        let secret = self.stream_secret.clone();
+        let owner = Owner { container: &create.container, process: "", secret: &secret };
         let terminal = process.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
@@ -147,7 +149,8 @@ impl Agent {
         if container.cgroup.is_held() {
             return Err(other(format!("the container {:?} is paused: resume it first", exec.container)));
         }
-        let owner = Owner { container: &exec.container, process: &exec.process };
+        let secret = self.stream_secret.clone();
+        let owner = Owner { container: &exec.container, process: &exec.process, secret: &secret };
         let terminal = exec.spec.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, exec.streams).map_err(other)?;
         let spawned = container::spawn_exec(container, init, &exec.spec, child).map_err(other)?;

@@ -67,6 +67,8 @@ pub enum Flow {
 pub struct Agent {
     pub(crate) control: Control,
     pub(crate) dialer: Dialer,
+    /// What the host knows the streams of this agent by.
+    pub(crate) stream_secret: String,
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) processes: BTreeMap<Serial, Process>,
     /// Network devices that are not in use yet.
@@ -92,6 +94,7 @@ impl Agent {
         Ok(Self {
             control,
             dialer,
+            stream_secret: String::new(),
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
             standby: None,

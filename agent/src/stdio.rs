@@ -74,6 +74,8 @@ pub struct Owner<'a> {
     pub container: &'a str,
     /// The process; empty: the container's first.
     pub process: &'a str,
+    /// What the host knows the agent by.
+    pub secret: &'a str,
 }
 
 /// Makes both sides' ends: of one terminal, or of a pipe for each stream that the host wants.
@@ -135,8 +137,12 @@ pub fn carry_terminal(connection: OwnedFd, master: &OwnedFd) -> Result<Carried, 
 
 fn dial(dialer: &Dialer, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
     let connection = dialer.dial(STREAM_PORT)?;
-    let hello =
-        StreamHello { container: owner.container.to_owned(), process: owner.process.to_owned(), stream };
+    let hello = StreamHello {
+        container: owner.container.to_owned(),
+        process: owner.process.to_owned(),
+        stream,
+        secret: owner.secret.to_owned(),
+    };
     let mut file = std::fs::File::from(connection);
     frame::write(&mut file, &hello, MAX_STREAM_HELLO_BYTES)?;
     Ok(file.into())

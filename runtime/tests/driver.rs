@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sandbox_protocol::{
@@ -69,7 +69,7 @@ impl Case {
     fn ending(self, agent: impl FnOnce(Agent) + Send + 'static) -> Ending {
         let state = self.first.plan.root.clone();
         let directory = self.first.plan.directory();
-        let playing = std::thread::spawn(move || agent(Agent { directory }));
+        let playing = std::thread::spawn(move || agent(Agent { directory, secret: Arc::default() }));
         let mut timeline = Timeline::from(Moment::now());
         let ends = Ends::inherited().unwrap();
         let ending = run(self.plan, self.first, ends, &self.inbox, &mut Nobody, &mut timeline);
@@ -146,6 +146,8 @@ fn machine_plan(vmm: PathBuf, state: &Path) -> MachinePlan {
 /// The guest's side.
 struct Agent {
     directory: PathBuf,
+    /// What it was told when it was configured.
+    secret: Arc<OnceLock<String>>,
 }
 
 impl Agent {
@@ -165,7 +167,7 @@ impl Agent {
         let mut stream = self.dial(StateDirPaths(&self.directory).agent_socket());
         let hello = Hello { version: VERSION, kernel: "test".into(), kernel_micros: 1, agent_micros: 1 };
         frame::write(&mut stream, &hello, MAX_TO_HOST_BYTES).unwrap();
-        Control(stream)
+        Control(stream, Arc::clone(&self.secret))
     }
 
     fn configured(&self) -> Control {
@@ -180,7 +182,8 @@ impl Agent {
 
     fn stream_of(&self, container: &str, stream: Stream) -> UnixStream {
         let mut connection = self.dial(StateDirPaths(&self.directory).stream_socket());
-        let hello = StreamHello { container: container.into(), process: String::new(), stream };
+        let secret = self.secret.get().cloned().unwrap_or_default();
+        let hello = StreamHello { container: container.into(), process: String::new(), stream, secret };
         frame::write(&mut connection, &hello, 1024).unwrap();
         connection
     }
@@ -190,7 +193,7 @@ impl Agent {
     }
 }
 
-struct Control(UnixStream);
+struct Control(UnixStream, Arc<OnceLock<String>>);
 
 impl Control {
     fn request(&mut self) -> Option<Request> {
@@ -203,6 +206,9 @@ impl Control {
 
     fn answer(&mut self, outcome: Outcome) -> Option<Call> {
         let request = self.request()?;
+        if let Call::Configure(configure) = &request.call {
+            let _ = self.1.set(configure.stream_secret.clone());
+        }
         self.say(&FromAgent::Reply(Reply { id: request.id, outcome }));
         Some(request.call)
     }
@@ -346,6 +352,31 @@ fn machines_that_end_early_say_why() {
         assert_eq!(failure, Failure::Other);
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn a_stream_of_somebody_who_does_not_know_the_secret_is_closed_and_forgiven() {
+    let ending = Case::new(GOOD).ending(|agent| {
+        let mut control = agent.configured();
+        for secret in ["", "guess"].into_iter().cycle().take(100) {
+            let mut connection = agent.dial(StateDirPaths(&agent.directory).stream_socket());
+            let hello = StreamHello {
+                container: "box".into(),
+                process: String::new(),
+                stream: Stream::Stdout,
+                secret: secret.into(),
+            };
+            frame::write(&mut connection, &hello, 1024).unwrap();
+            assert_eq!(connection.read(&mut [0]).unwrap_or(0), 0);
+        }
+        let streams = agent.streams();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        drop(streams);
+        control.exited("box", ExitStatus::Code(0));
+        control.linger();
+    });
+    assert_eq!(ending, Ending::Exited { status: ExitStatus::Code(0), out_of_memory: false });
 }
 
 #[test]

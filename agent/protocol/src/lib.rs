@@ -166,6 +166,9 @@ pub struct Configure {
     pub hostname: String,
     /// Whether the machine has the virtio-fs share, to be mounted at [`SHARE_MOUNT`].
     pub share: bool,
+    /// What every [`StreamHello`] has to have in it.
+    #[serde(default)]
+    pub stream_secret: String,
 }
 
 /// A container to make.
@@ -244,6 +247,10 @@ pub struct StreamHello {
     pub process: String,
     /// Which of its streams.
     pub stream: Stream,
+    /// [`Configure::stream_secret`]. Vsock has no namespaces: any process of a container can dial the host, and
+    /// knows everything here but this.
+    #[serde(default)]
+    pub secret: String,
 }
 
 /// A stream of a process.

@@ -9,4 +9,4 @@ mod door;
 
 pub use calls::{Calls, CallsError};
 pub use control::listen_for_agent;
-pub use door::listen_for_streams;
+pub use door::{Secret, listen_for_streams};

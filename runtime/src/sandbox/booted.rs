@@ -9,6 +9,7 @@ use sandbox_vmm_api::{ExitReason, MachineChoice, VmEvent};
 
 use super::prepared::cancels;
 use super::{Answer, Error, Event, Inbox, Prepared, Ready, Watcher};
+use crate::agent::Secret;
 use crate::machine::Machine;
 use crate::timings::Timeline;
 
@@ -42,8 +43,9 @@ impl Booted {
             "boot guest",
             vec![("kernel".into(), hello.kernel_micros), ("agent".into(), hello.agent_micros)],
         );
+        let configuration = configure(&self.prepared.secret)?;
         let mut ready = Ready::new(self, connection, inbox, watcher, timeline)?;
-        ready.ask(configure()?, "take its configuration")?;
+        ready.ask(configuration, "take its configuration")?;
         ready.set_up_network()?;
         ready.timeline.mark("configure guest");
         Ok(ready)
@@ -137,7 +139,7 @@ fn thread_error(error: std::io::Error) -> Error {
     Error::Host { step: "take the agent's connection", error }
 }
 
-fn configure() -> Result<Call, Error> {
+fn configure(secret: &Secret) -> Result<Call, Error> {
     let mut entropy = [0; ENTROPY_BYTES];
     rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::Host { step: "get entropy for the guest", error: error.into() })?;
@@ -147,5 +149,6 @@ fn configure() -> Result<Call, Error> {
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         hostname: "sandbox".into(),
         share: true,
+        stream_secret: secret.text().into(),
     }))
 }

@@ -9,7 +9,7 @@ use sandbox_vmm_api::{MachineKind, VmEvent};
 use super::container::{Claimed, Container};
 use super::streams::Ends;
 use super::{Booted, ContainerPlan, Error, Event, Inbox, MachinePlan, Request, Watcher};
-use crate::agent;
+use crate::agent::{self, Secret};
 use crate::listening::Listening;
 use crate::machine::{LogTo, Machine};
 use crate::network::{Growth, Network};
@@ -20,6 +20,8 @@ use crate::timings::Timeline;
 #[derive(Debug)]
 pub struct Prepared {
     pub(super) plan: MachinePlan,
+    /// What the agent's streams are known by.
+    pub(super) secret: Secret,
     pub(super) listening: [Listening; 2],
     /// Its network, where that is one of the host's.
     pub(super) network: Option<Network>,
@@ -31,11 +33,13 @@ impl Prepared {
     /// Writes the record and listens for the guest.
     pub fn new(mut plan: MachinePlan, claimed: Claimed, ends: Ends, inbox: &Inbox) -> Result<Self, Error> {
         let first = Container::new(claimed, ends, None, inbox.sender())?;
-        let listening = listen(&first.directory, inbox)?;
+        let secret =
+            Secret::new().map_err(|error| Error::Host { step: "get a secret for the agent", error })?;
+        let listening = listen(&first.directory, secret.clone(), inbox)?;
         let of = &first.plan;
         let network = of.network.prepare(&of.id, of.stand_in, growth(of))?;
         plan.config.nets = network.iter().flat_map(Network::devices).collect();
-        Ok(Self { plan, listening, network, first })
+        Ok(Self { plan, secret, listening, network, first })
     }
 
     /// Starts the machine and waits until it runs.
@@ -75,13 +79,13 @@ fn growth(plan: &ContainerPlan) -> Growth {
     if plan.detached || plan.hooks.come_before_start() { Growth::UntilStart } else { Growth::Complete }
 }
 
-fn listen(directory: &StateDir, inbox: &Inbox) -> Result<[Listening; 2], Error> {
+fn listen(directory: &StateDir, secret: Secret, inbox: &Inbox) -> Result<[Listening; 2], Error> {
     let paths = directory.paths();
     let path = paths.vsock_directory();
     DirBuilder::new().mode(0o700).create(&path).map_err(|error| StateError::Make { path, error })?;
     Ok([
         agent::listen_for_agent(&paths.agent_socket(), inbox.sender())?,
-        agent::listen_for_streams(&paths.stream_socket(), inbox.sender())?,
+        agent::listen_for_streams(&paths.stream_socket(), secret, inbox.sender())?,
     ])
 }
 

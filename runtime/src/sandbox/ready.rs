@@ -100,7 +100,7 @@ impl<'a> Ready<'a> {
     ) -> Result<Self, Error> {
         let calls = Calls::over(connection, inbox.sender())
             .map_err(|error| Error::Host { step: "start a thread for the agent", error })?;
-        let Booted { machine, prepared: Prepared { plan, listening, network, first }, .. } = booted;
+        let Booted { machine, prepared: Prepared { plan, listening, network, first, .. }, .. } = booted;
         Ok(Self {
             machine,
             calls,

@@ -104,3 +104,11 @@ fn a_reader_that_goes_away_is_seen_by_the_process() {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("after"), "`yes` was to fail and the shell to go on: {errors}");
 }
+
+#[test]
+fn a_process_that_claims_the_streams_of_others_gets_none_and_harms_nobody() {
+    let sandbox = sandbox("claims");
+    let claim = format!(r#"{{"container": "{}", "stream": "stdout", "secret": "guess"}}"#, sandbox.id);
+    let script = r#"probe stream-hellos "$0" && echo still here"#;
+    sandbox.run(["sh", "-c", script, &claim]).expect_stdout("0 of 100 taken\nstill here\n");
+}
