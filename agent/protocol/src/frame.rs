@@ -50,6 +50,16 @@ pub fn read<T: DeserializeOwned>(from: &mut impl Read, limit: u32) -> Result<Opt
     Ok(Some(serde_json::from_slice(&body)?))
 }
 
+/// How many bytes of a frame of at most `limit` bytes are known to be missing still, of which these have come.
+pub fn missing(come: &[u8], limit: u32) -> Result<usize, FrameError> {
+    let Some((header, body)) = come.split_first_chunk::<4>() else { return Ok(4 - come.len()) };
+    let length = u32::from_le_bytes(*header);
+    match length > limit {
+        true => Err(FrameError::TooLong { length: length.into(), limit }),
+        false => Ok((length as usize).saturating_sub(body.len())),
+    }
+}
+
 /// Writes one frame of at most `limit` bytes, in one `write` where the stream takes it.
 pub fn write<T: Serialize>(to: &mut impl Write, value: &T, limit: u32) -> Result<(), FrameError> {
     let mut bytes = vec![0; 4];
@@ -87,6 +97,16 @@ mod tests {
         let announced = u32::MAX.to_le_bytes();
         assert!(matches!(read::<u8>(&mut announced.as_slice(), 10), Err(FrameError::TooLong { .. })));
         assert!(matches!(write(&mut Vec::new(), &"long", 3), Err(FrameError::TooLong { .. })));
+    }
+
+    #[test]
+    fn what_is_missing_is_known_from_what_has_come() {
+        for (come, expected) in [(&[][..], 4), (&[3, 0, 0], 1), (&[3, 0, 0, 0], 3), (&[3, 0, 0, 0, b'1'], 2)]
+        {
+            assert_eq!(missing(come, 10).unwrap(), expected);
+        }
+        assert_eq!(missing(&[0, 0, 0, 0], 10).unwrap(), 0);
+        assert!(matches!(missing(&u32::MAX.to_le_bytes(), 10), Err(FrameError::TooLong { .. })));
     }
 
     #[test]
