@@ -8,8 +8,8 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a process that has nothing left to do may take to be gone.
-const LAST_TIME: Duration = Duration::from_millis(500);
+/// How long a process that has nothing left to do may take to be gone, on a host that has little time for it.
+const LAST_TIME: Duration = Duration::from_secs(10);
 
 /// There where systemd is the host's init, see sd_booted(3).
 const SYSTEMD: &str = "/run/systemd/system";
