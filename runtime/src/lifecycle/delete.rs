@@ -7,7 +7,10 @@ use rustix::process::Signal;
 
 use super::Error;
 use crate::sandbox::Request;
-use crate::state::{Record, SandboxId, StateDir, StateError, Status, find, is_owned, owner, read_record};
+use crate::state::{
+    Record, SandboxId, StateDir, StateDirPaths, StateError, Status, directories, find, is_owned, owner,
+    read_record,
+};
 use crate::{cgroup, hooks, monitor, process};
 
 /// How long a sandbox may take to end after its process was killed, or has ended.
@@ -69,25 +72,35 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error
 /// Kills the process of a container and waits until its monitor has let go of it. A monitor that does not end is killed,
 /// unless it has a whole pod to look after, of which this is one container.
 fn end(directory: &Path, record: Option<&Record>) -> Result<(), Error> {
-    let has_joined = |record: &Record| record.sandbox.is_some();
-    let joined = record.is_some_and(has_joined);
     let kill = Request::Signal { signal: Signal::KILL.as_raw(), all: false };
     let socket = monitor::socket_of(directory);
     // By the kernel's word: a record may be wrong.
-    let monitor = monitor::listener(&socket).or_else(|_| owner(directory)).and_then(process::pidfd);
+    let monitor = monitor::listener(&socket).or_else(|_| owner(directory));
+    let joined = match (record, &monitor) {
+        (Some(record), _) => record.sandbox.is_some(),
+        (None, Ok(monitor)) => has_another(*monitor, directory)?,
+        (None, Err(_)) => false,
+    };
+    let monitor = monitor.and_then(process::pidfd);
     let asked = monitor::ask(&socket, &kill);
     let deadline = Instant::now() + if joined || asked.is_ok() { END_TIME } else { YOUTH };
     while is_owned(directory)? && Instant::now() < deadline {
         std::thread::sleep(POLL);
     }
-    // It may have been so young that it had no record.
-    let joined = joined || read_record(directory).ok().flatten().is_some_and(|record| has_joined(&record));
     // The descriptor was opened while the monitor held the directory.
     if let (true, false, Ok(monitor)) = (is_owned(directory)?, joined, monitor) {
         let _ = rustix::process::pidfd_send_signal(&monitor, Signal::KILL);
         process::wait_for(&monitor, Instant::now() + END_TIME);
     }
     Ok(())
+}
+
+/// Whether a monitor leads a sandbox that another container came with, so that this one has joined it.
+fn has_another(monitor: u32, directory: &Path) -> Result<bool, Error> {
+    let Some(root) = directory.parent() else { return Ok(false) };
+    let leads = |other: &Path| other != directory && StateDirPaths(other).vsock_directory().is_dir();
+    let others = directories(root)?;
+    Ok(others.iter().any(|other| leads(other) && owner(other).is_ok_and(|pid| pid == monitor)))
 }
 
 fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<Vec<String>, Error> {
@@ -118,4 +131,23 @@ fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<V
     let failed = hooks::run_all("poststop", &record.poststop, record, Status::Stopped);
     said.extend(failed.iter().map(ToString::to_string));
     Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_leads_another_sandbox_is_known_without_a_record() {
+        let root = tempfile::tempdir().unwrap();
+        let claim = |id: &str| StateDir::claim(root.path(), &id.parse().unwrap()).unwrap();
+        let (first, joined) = (claim("first"), claim("joined"));
+        std::fs::create_dir(first.paths().vsock_directory()).unwrap();
+        let path = |id: &str| root.path().join(id);
+        assert!(has_another(std::process::id(), &path("joined")).unwrap());
+        assert!(!has_another(std::process::id(), &path("first")).unwrap());
+        assert!(!has_another(1, &path("joined")).unwrap());
+        std::fs::remove_dir(first.paths().vsock_directory()).unwrap();
+        drop((first, joined));
+    }
 }

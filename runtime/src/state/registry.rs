@@ -83,7 +83,8 @@ fn observe(directory: &Path) -> Result<Option<Record>, StateError> {
     Ok(Some(record))
 }
 
-fn directories(root: &Path) -> Result<Vec<PathBuf>, StateError> {
+/// The directories of the sandboxes.
+pub fn directories(root: &Path) -> Result<Vec<PathBuf>, StateError> {
     let error = |error| StateError::Read { path: root.into(), error };
     let entries = match fs::read_dir(root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
