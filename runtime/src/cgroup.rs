@@ -43,9 +43,21 @@ pub enum CgroupError {
     },
 }
 
+/// Who puts a sandbox into a cgroup.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum Manager {
+    /// We do, through the file systems of the hierarchies.
+    #[default]
+    Cgroupfs,
+    /// systemd does.
+    Systemd,
+    /// Nobody does.
+    Disabled,
+}
+
 /// Checks a path of config.json, and makes it one below the mounts of the hierarchies.
-pub fn check(path: &Path, systemd: bool) -> Result<PathBuf, CgroupError> {
-    if systemd {
+pub fn check(path: &Path, manager: Manager) -> Result<PathBuf, CgroupError> {
+    if manager == Manager::Systemd {
         return Err(CgroupError::Systemd(match Path::new(SYSTEMD).is_dir() {
             true => "cgroups made by systemd are not supported yet",
             false => "systemd does not run on this host, which has no /run/systemd/system",
@@ -150,12 +162,12 @@ mod tests {
 
     #[test]
     fn a_path_stays_below_the_mounts() {
-        assert_eq!(check(Path::new("/a/b"), false).unwrap(), Path::new("a/b"));
-        assert_eq!(check(Path::new("a"), false).unwrap(), Path::new("a"));
+        assert_eq!(check(Path::new("/a/b"), Manager::Cgroupfs).unwrap(), Path::new("a/b"));
+        assert_eq!(check(Path::new("a"), Manager::Cgroupfs).unwrap(), Path::new("a"));
         for bad in ["", "/", "../a", "/a/../b", "machine.slice:libpod:x"] {
-            assert!(check(Path::new(bad), false).is_err(), "{bad}");
+            assert!(check(Path::new(bad), Manager::Cgroupfs).is_err(), "{bad}");
         }
-        assert!(check(Path::new("/a"), true).unwrap_err().to_string().contains("cgroupfs"));
+        assert!(check(Path::new("/a"), Manager::Systemd).unwrap_err().to_string().contains("cgroupfs"));
     }
 
     #[test]

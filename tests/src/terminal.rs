@@ -42,7 +42,7 @@ pub struct Screen {
     seen: Arc<Mutex<Vec<u8>>>,
 }
 
-/// A socket to which the other end of a terminal is sent, as engines make one.
+/// A socket to which a descriptor is sent, such as the other end of a terminal, as engines make one.
 pub struct ConsoleSocket {
     /// Where it is.
     pub path: PathBuf,
@@ -62,18 +62,28 @@ impl ConsoleSocket {
     ///
     /// When none was.
     pub fn receive(&self) -> Screen {
+        let (name, master) = self.receive_descriptor();
+        assert!(name.starts_with(b"/dev/pts/"), "the terminal's name comes with it");
+        Screen::of(master)
+    }
+
+    /// Takes whatever was sent, and the words that came with it.
+    ///
+    /// # Panics
+    ///
+    /// When nothing was.
+    pub fn receive_descriptor(&self) -> (Vec<u8>, OwnedFd) {
         self.listener.set_nonblocking(true).expect("a socket can be made so");
         let (connection, _) = self.listener.accept().expect("somebody has connected");
         let (mut name, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let (bytes, flags) = (&mut [IoSliceMut::new(&mut name)], RecvFlags::CMSG_CLOEXEC);
         let got = rustix::net::recvmsg(&connection, bytes, &mut control, flags).expect("a message");
-        assert!(name[..got.bytes].starts_with(b"/dev/pts/"), "the terminal's name comes with it");
         let descriptor = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
             _ => None,
         });
-        Screen::of(descriptor.expect("a descriptor"))
+        (name[..got.bytes].to_vec(), descriptor.expect("a descriptor"))
     }
 }
 

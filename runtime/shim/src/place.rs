@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use sandbox_runtime::cgroup::Manager;
 use sandbox_runtime::lifecycle::Place;
 use sandbox_runtime::state::default_root;
 use sandbox_vmm_api::MachineChoice;
@@ -45,7 +46,7 @@ pub fn of(namespace: &str, debug: bool) -> Result<Place, PlaceError> {
         return Err(PlaceError::Namespace(namespace.into()));
     }
     let above = std::env::var_os(ROOT).map_or_else(default_root, PathBuf::from);
-    Ok(Place { root: above.join(format!("@{namespace}")), systemd_cgroup: false, debug })
+    Ok(Place { root: above.join(format!("@{namespace}")), cgroups: Manager::Cgroupfs, debug })
 }
 
 /// The machine that the environment asks for.

@@ -1,9 +1,11 @@
 //! `sandbox create`.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use sandbox_protocol::RootWrites;
-use sandbox_vmm_api::MachineKind;
+use sandbox_vmm_api::{MachineKind, socket};
 
 use super::machine::{MachineOptions, absolute, name};
 use super::{Error, Global};
@@ -13,6 +15,7 @@ use crate::replace::replace;
 use crate::sandbox::Plan;
 use crate::spec::Overrides;
 use crate::state::SandboxId;
+use crate::{descriptor, process};
 
 /// The arguments of `sandbox create`.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +40,9 @@ pub struct Engine {
     /// Send the master of the process's terminal to this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Send a descriptor of the process that stands for the sandbox to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// Accepted for engines: the guest always pivots
     #[arg(long, hide = true)]
     no_pivot: bool,
@@ -76,7 +82,7 @@ pub fn carry_out(
 ) -> Result<(), Error> {
     engine.check()?;
     let stand_in = lifecycle::create(plan, None, on_machine)?;
-    engine.write_pid(stand_in.id()).inspect_err(|_| {
+    engine.introduce(stand_in.id()).inspect_err(|_| {
         // A sandbox that nobody can find is of no use.
         let _ = lifecycle::delete_by_force(&plan.container.id, &plan.container.root);
     })
@@ -99,8 +105,16 @@ impl Engine {
         self.console_socket.as_deref().map_or(Console::Attended, |socket| Console::Socket(absolute(socket)))
     }
 
+    /// Tells the engine who the process is.
+    pub fn introduce(&self, pid: u32) -> Result<(), Error> {
+        if let Some(path) = &self.pidfd_socket {
+            send_pidfd(pid, path).map_err(|error| Error::PidfdSocket { path: path.clone(), error })?;
+        }
+        self.write_pid(pid)
+    }
+
     /// Writes the process id, so that a reader sees all of it or nothing.
-    pub fn write_pid(&self, pid: u32) -> Result<(), Error> {
+    fn write_pid(&self, pid: u32) -> Result<(), Error> {
         let Some(path) = &self.pid_file else { return Ok(()) };
         let error = |error| Error::Write { path: path.clone(), error };
         let directory = path.parent().unwrap_or(Path::new("."));
@@ -108,4 +122,9 @@ impl Engine {
         let new = directory.join(format!(".{name}.new"));
         replace(path, &new, pid.to_string().as_bytes()).map_err(error)
     }
+}
+
+fn send_pidfd(pid: u32, socket: &Path) -> io::Result<()> {
+    let pidfd = process::pidfd(pid)?;
+    descriptor::send(&socket::connect(&absolute(socket))?, b"pidfd", &[pidfd.as_fd()])
 }

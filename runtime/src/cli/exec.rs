@@ -47,6 +47,12 @@ pub struct Args {
     /// Keep the process from gaining privileges
     #[arg(long)]
     no_new_privs: bool,
+    /// Accepted for engines: profiles are the host kernel's
+    #[arg(long, hide = true, value_name = "PROFILE")]
+    apparmor: Option<String>,
+    /// Accepted for engines: labels are the host kernel's
+    #[arg(long, hide = true, value_name = "LABEL")]
+    process_label: Option<String>,
     #[command(flatten)]
     engine: Engine,
 }
@@ -74,14 +80,14 @@ pub fn exec(args: &Args, global: &Global) -> Result<u8, Error> {
     };
     if args.detach {
         let mut holder = client::detached(&plan)?;
-        args.engine.write_pid(holder.id()).inspect_err(|_| {
+        args.engine.introduce(holder.id()).inspect_err(|_| {
             // A process that nobody can find is of no use; it goes with its holder.
             let _ = holder.kill().and_then(|()| holder.wait());
         })?;
         return Ok(0);
     }
     let started =
-        || args.engine.write_pid(std::process::id()).map_err(|e| client::ExecError::Holder(e.to_string()));
+        || args.engine.introduce(std::process::id()).map_err(|e| client::ExecError::Holder(e.to_string()));
     Ok(client::attached(&plan, started)?.shell_code())
 }
 

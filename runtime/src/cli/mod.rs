@@ -24,6 +24,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::cgroup::Manager as CgroupManager;
 use crate::client::{ClientError, ExecError};
 use crate::lifecycle::{self, Place};
 use crate::log::{Format, Level, Log};
@@ -60,6 +61,9 @@ struct Global {
     /// Put sandboxes into cgroups by way of systemd
     #[arg(long, global = true, hide = true)]
     systemd_cgroup: bool,
+    /// Who puts sandboxes into cgroups; `disabled`: nobody, they stay where they are started
+    #[arg(long, global = true, hide = true, value_name = "MANAGER")]
+    cgroup_manager: Option<CgroupManager>,
     /// Accepted for engines: the host's user namespaces play no part
     #[arg(long, global = true, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     rootless: Option<String>,
@@ -76,7 +80,9 @@ impl Global {
     }
 
     fn place(&self) -> Place {
-        Place { root: self.root(), systemd_cgroup: self.systemd_cgroup, debug: self.debug }
+        let wanted = self.cgroup_manager.unwrap_or_default();
+        let cgroups = if self.systemd_cgroup { CgroupManager::Systemd } else { wanted };
+        Place { root: self.root(), cgroups, debug: self.debug }
     }
 }
 
@@ -109,7 +115,7 @@ enum Command {
     /// Let the processes of a paused sandbox go on
     Resume(pause::Args),
     /// Change the limits of a sandbox
-    Update(update::Args),
+    Update(Box<update::Args>),
     /// Print what a sandbox uses
     Events(events::Args),
     /// Say what this runtime can do, for engines
@@ -137,6 +143,8 @@ enum Error {
     Check(#[from] check::CheckError),
     #[error("{0}")]
     Usage(String),
+    #[error("cannot send the process to the pidfd socket {}: {error}", path.display())]
+    PidfdSocket { path: PathBuf, error: std::io::Error },
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
     #[error("cannot print: {0}")]
@@ -194,7 +202,7 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
     match cli.command {
         Some(Command::Run(args)) => run::run(&args, &cli.global, log),
         Some(Command::Check(args)) => check::check(&args, &cli.global),
-        Some(Command::Spec(args)) => spec::spec(&args),
+        Some(Command::Spec(args)) => spec::spec(&args, &cli.global),
         Some(Command::List(args)) => list::list(&args, &cli.global, log),
         Some(Command::Kill(args)) => kill::kill(&args, &cli.global),
         Some(Command::Create(args)) => create::create(&args, &cli.global, log),

@@ -103,7 +103,7 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
         return Ok(0);
     }
     args.engine.check()?;
-    args.engine.write_pid(std::process::id())?;
+    args.engine.introduce(std::process::id())?;
     let (ending, rest) = client::run(&plan, &mut on_machine)?;
     timeline.append(rest);
     timeline.mark("end monitor");

@@ -15,6 +15,9 @@ use crate::state::SandboxId;
 /// The most bytes of a file of limits.
 const MAX_BYTES: u64 = 1 << 20;
 
+const NO_RDT: &str = "--l3-cache-schema, --mem-bw-schema: the caches and the memory bandwidth of the host's CPU are not \
+                      the guest's to share out (linux.intelRdt): leave them out";
+
 /// The arguments of `sandbox update`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -53,6 +56,21 @@ pub struct Args {
     /// The memory nodes to use
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
+    /// Share of disk time among those that want it, 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    blkio_weight: Option<u16>,
+    #[arg(long, hide = true, value_name = "MICROS")]
+    cpu_rt_period: Option<u64>,
+    #[arg(long, hide = true, value_name = "MICROS")]
+    cpu_rt_runtime: Option<i64>,
+    #[arg(long, hide = true, value_name = "SIZE", allow_hyphen_values = true)]
+    kernel_memory: Option<Bytes>,
+    #[arg(long, hide = true, value_name = "SIZE", allow_hyphen_values = true)]
+    kernel_memory_tcp: Option<Bytes>,
+    #[arg(long, hide = true, value_name = "SCHEMA")]
+    l3_cache_schema: Option<String>,
+    #[arg(long, hide = true, value_name = "SCHEMA")]
+    mem_bw_schema: Option<String>,
     /// Limit of processes; -1 is none
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
@@ -83,6 +101,9 @@ pub fn update(args: &Args, global: &Global) -> Result<u8, Error> {
 
 impl Args {
     fn limits(&self) -> Result<LinuxResources, Error> {
+        if self.l3_cache_schema.is_some() || self.mem_bw_schema.is_some() {
+            return Err(Error::Usage(NO_RDT.into()));
+        }
         let limits = match &self.resources {
             Some(path) => read(path)?,
             None => self.flags(),
@@ -102,6 +123,12 @@ impl Args {
         set("memory", "limit", self.memory.map(|bytes| json!(bytes.0)));
         set("memory", "reservation", self.memory_reservation.map(|bytes| json!(bytes.0)));
         set("memory", "swap", self.memory_swap.map(|bytes| json!(bytes.0)));
+        // Those that a guest does not have are refused by their path.
+        set("memory", "kernel", self.kernel_memory.map(|bytes| json!(bytes.0)));
+        set("memory", "kernelTCP", self.kernel_memory_tcp.map(|bytes| json!(bytes.0)));
+        set("blockIO", "weight", self.blkio_weight.map(Value::from));
+        set("cpu", "realtimePeriod", self.cpu_rt_period.map(Value::from));
+        set("cpu", "realtimeRuntime", self.cpu_rt_runtime.map(Value::from));
         set("cpu", "quota", self.cpu_quota.map(Value::from));
         set("cpu", "period", self.cpu_period.map(Value::from));
         set("cpu", "shares", self.cpu_share.map(Value::from));

@@ -30,8 +30,8 @@ const GUEST_CMDLINE: &str = "dummy.numdummies=0";
 pub struct Place {
     /// The state root, absolute.
     pub root: PathBuf,
-    /// Whether systemd is to make cgroups.
-    pub systemd_cgroup: bool,
+    /// Who makes cgroups.
+    pub cgroups: cgroup::Manager,
     /// Whether the machine's log is shown.
     pub debug: bool,
 }
@@ -125,7 +125,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
             Console::Socket(path) => Some(path),
             Console::Attended | Console::Streams => None,
         },
-        cgroup: host_cgroup(bundle.spec(), place.systemd_cgroup)?,
+        cgroup: host_cgroup(bundle.spec(), place.cgroups)?,
     };
     Ok(Plan { container, home })
 }
@@ -174,12 +174,12 @@ fn annotations(spec: &Spec) -> std::collections::BTreeMap<String, String> {
 }
 
 /// Where the sandbox is put on the host. Without a path in the configuration it stays where it was started.
-fn host_cgroup(spec: &Spec, systemd: bool) -> Result<Option<PathBuf>, Error> {
+fn host_cgroup(spec: &Spec, manager: cgroup::Manager) -> Result<Option<PathBuf>, Error> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
-    Ok(path
-        .filter(|path| !path.as_os_str().is_empty())
-        .map(|path| cgroup::check(path, systemd))
-        .transpose()?)
+    match path.filter(|path| !path.as_os_str().is_empty() && manager != cgroup::Manager::Disabled) {
+        Some(path) => Ok(Some(cgroup::check(path, manager)?)),
+        None => Ok(None),
+    }
 }
 
 /// A terminal needs somebody at its other end.

@@ -31,6 +31,7 @@ const NO_APPARMOR: &str = "profiles are the host kernel's; the guest's has no Ap
 const NO_SELINUX: &str =
     "labels are the host kernel's; the guest's has no SELinux, and the virtual machine is the boundary";
 const BIND_IDS: &str = "of a bind mount, which then needs a file system of the host that has ID-mapped mounts; both kinds or none";
+const SECCOMP_ACTION: &str = "all but SCMP_ACT_NOTIFY, which asks a process of the host";
 const GUEST_ID: &str = "an id of the virtual machine, and on shared files one of the host";
 const NO_OTHER_OS: &str = "the sandbox runs Linux containers; this is for another operating system";
 const V1_ONLY: &str = "it exists in version 1 of cgroups only, and the guest has version 2";
@@ -247,12 +248,12 @@ pub const FIELDS: &[Field] = &[
     field("linux.readonlyPaths", Honoured("")),
     field("linux.rootfsPropagation", Honoured("inside the virtual machine; nothing reaches the host")),
     field("linux.mountLabel", Ignored(NO_SELINUX)),
-    field("linux.seccomp.defaultAction", Honoured("")),
+    field("linux.seccomp.defaultAction", Honoured(SECCOMP_ACTION)),
     field("linux.seccomp.defaultErrnoRet", Honoured("")),
     field("linux.seccomp.architectures", Honoured("")),
     field("linux.seccomp.flags", Honoured("")),
     field("linux.seccomp.syscalls[].names", Honoured("")),
-    field("linux.seccomp.syscalls[].action", Honoured("")),
+    field("linux.seccomp.syscalls[].action", Honoured(SECCOMP_ACTION)),
     field("linux.seccomp.syscalls[].errnoRet", Honoured("")),
     field("linux.seccomp.syscalls[].args[].index", Honoured("")),
     field("linux.seccomp.syscalls[].args[].value", Honoured("")),

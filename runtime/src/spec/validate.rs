@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Linux, LinuxBlockIo, LinuxIOPriority, LinuxNamespace, LinuxNamespaceType, LinuxResources,
-    LinuxSchedulerPolicy as Policy, LinuxTimeOffset, Mount, Process, Scheduler, Spec,
+    LinuxSchedulerPolicy as Policy, LinuxSeccomp, LinuxSeccompAction as SeccompAction, LinuxSyscall,
+    LinuxTimeOffset, Mount, Process, Scheduler, Spec,
 };
 
 use super::{Role, SpecError, id_maps};
@@ -30,6 +31,9 @@ pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
     check_hooks(spec)?;
     if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         check_resources(resources)?;
+    }
+    if let Some(seccomp) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
+        check_seccomp(seccomp)?;
     }
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(index, mount, spec.linux().as_ref())?;
@@ -225,6 +229,21 @@ fn check_block(block: &LinuxBlockIo) -> Result<(), SpecError> {
         }
     }
     Ok(())
+}
+
+/// A system call that another process decides about needs that process beside the guest's kernel.
+fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), SpecError> {
+    let rules = seccomp.syscalls().iter().flatten().map(LinuxSyscall::action).enumerate();
+    let rules = rules.map(|(index, action)| (format!("linux.seccomp.syscalls[{index}].action"), action));
+    let default = ("linux.seccomp.defaultAction".to_owned(), seccomp.default_action());
+    match std::iter::once(default).chain(rules).find(|(_, action)| *action == SeccompAction::ScmpActNotify) {
+        None => Ok(()),
+        Some((path, _)) => Err(SpecError::Unsupported {
+            path,
+            reason: "SCMP_ACT_NOTIFY asks a process of the host, which the guest's kernel cannot reach"
+                .into(),
+        }),
+    }
 }
 
 fn check_mount(index: usize, mount: &Mount, linux: Option<&Linux>) -> Result<(), SpecError> {

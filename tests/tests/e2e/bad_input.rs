@@ -1,6 +1,7 @@
 //! Bad input: a clear error of its own for each, nothing left behind, and the same id works again.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -51,6 +52,12 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
         ("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler.priority"),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1000, "size": 1}]), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp.defaultAction"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}),
+            "linux.seccomp.syscalls[0].action",
+        ),
         ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
         ("/linux/resources/blockIO", json!({"weight": 9}), "linux.resources.blockIO.weight"),
         (
@@ -77,6 +84,8 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
 fn values_that_make_no_sense_are_named_by_their_path() {
     let sandbox = sandbox("values");
     let good = sandbox.bundle.config();
+    let socket = sandbox.directory().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
     let rows = [
         ("/process/args", json!([]), "process.args"),
         ("/process/args", json!("sh"), "process.args"),
@@ -93,6 +102,16 @@ fn values_that_make_no_sense_are_named_by_their_path() {
             json!([{"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}]),
             "/no/such",
         ),
+        (
+            "/mounts",
+            json!([{"destination": "/x", "type": "bind", "source": socket, "options": ["bind"]}]),
+            "neither a directory nor a regular file: sockets",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/x", "type": "bind", "source": "/dev/zero", "options": ["bind"]}]),
+            "/dev/zero",
+        ),
         ("/linux/resources/memory", json!({"limit": 4096}), "linux.resources.memory.limit"),
     ];
     for (pointer, value, path) in rows {
@@ -102,6 +121,8 @@ fn values_that_make_no_sense_are_named_by_their_path() {
         sandbox.bundle.write(&config);
         sandbox.run(NO_ARGS).expect_error(ERROR, &[path]);
     }
+    drop(listener);
+    fs::remove_file(&socket).unwrap();
     sandbox.expect_clean_and_usable();
 }
 

@@ -67,6 +67,15 @@ fn it_goes_after_a_run() {
 }
 
 #[test]
+fn it_is_not_made_where_nobody_is_to() {
+    let sandbox = grouped("cgroup-none").option("--cgroup-manager", "disabled");
+    let container = sandbox.start();
+    assert!(!is_inside(&sandbox, container.monitor.pid().as_raw()));
+    assert!(leaks::cgroups_named(&sandbox.id).iter().all(|path| !path.exists()));
+    container.end();
+}
+
+#[test]
 fn a_path_that_leads_elsewhere_is_refused() {
     for path in ["/../x", "/a/../../x", "slice:prefix:name"] {
         let sandbox = sandbox("cgroup-path").config(|config| config["linux"]["cgroupsPath"] = path.into());

@@ -43,6 +43,21 @@ fn version_names_the_runtime_and_the_specification() {
 }
 
 #[test]
+fn a_configuration_for_other_users_than_root_is_not_written() {
+    let sandbox = sandbox("spec-rootless");
+    let empty = sandbox.directory().join("empty");
+    std::fs::create_dir(&empty).expect("a directory");
+    let spec = |words: &[&str]| {
+        let fixed = ["spec", "--bundle", empty.to_str().unwrap()];
+        sandbox.verb([&fixed, words].concat())
+    };
+    spec(&["--rootless"]).expect_error(1, &["--rootless", "root", "uidMappings"]);
+    assert!(!empty.join("config.json").exists());
+    spec(&[]).expect_stdout("");
+    assert!(empty.join("config.json").exists());
+}
+
+#[test]
 fn a_word_that_is_no_verb_is_refused() {
     sandbox("verb").verb(["frobnicate"]).expect_error(2, &["frobnicate"]);
 }

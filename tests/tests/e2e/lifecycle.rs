@@ -1,11 +1,13 @@
 //! The life of a container in the hands of an engine: `create`, `start`, `kill`, `state`, `delete`.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getsid};
 use sandbox_tests::container::orphan_in;
 use sandbox_tests::process::Process;
+use sandbox_tests::terminal::ConsoleSocket;
 use sandbox_tests::{leaks, sandbox};
 
 #[test]
@@ -66,6 +68,33 @@ fn the_process_of_the_pid_file_stands_for_the_container_and_survives_its_caller(
     monitor.signal(Signal::SIGTERM);
     assert_eq!(monitor.wait(), 21);
     sandbox.on("delete", []).expect_code(0);
+}
+
+#[test]
+fn a_descriptor_of_the_process_is_sent_to_whoever_asks() {
+    let sandbox = sandbox("pidfd").command(["sleep", "1000"]);
+    let path = sandbox.directory().join("pidfd");
+    let sandbox = sandbox.option("--pidfd-socket", &path);
+    sandbox.create_in_vain().expect_error(1, &["pidfd socket", path.to_str().unwrap()]);
+    sandbox.expect_nothing_left();
+    let socket = ConsoleSocket::listen(&path);
+    let container = sandbox.start();
+    // proc(5): what a descriptor of a process is of.
+    let of = || {
+        let (_, pidfd) = socket.receive_descriptor();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).expect("it is of a process");
+        Pid::from_raw(pid.trim().parse().unwrap())
+    };
+    assert_eq!(of(), container.monitor.pid());
+    let pid_file = sandbox.directory().join("exec-pid");
+    let options =
+        ["--detach", "--pidfd-socket", path.to_str().unwrap(), "--pid-file", pid_file.to_str().unwrap()];
+    sandbox.exec(&options, ["true"]).expect_code(0);
+    let holder = orphan_in(&pid_file);
+    assert_eq!(of(), holder.pid());
+    assert_eq!(holder.wait(), 0);
+    container.end();
 }
 
 #[test]

@@ -42,6 +42,8 @@ fn limits_that_are_changed_are_seen_in_the_guest() {
         |file: &str| sandbox.exec(&[], ["cat", &format!("/sys/fs/cgroup/{file}")]).expect_code(0).out();
     let flags = ["--memory", "64M", "--cpu-quota", "20000", "--cpu-period", "40000", "--pids-limit", "77"];
     sandbox.on("update", flags).expect_stdout("");
+    sandbox.on("update", ["--blkio-weight", "505"]).expect_stdout("");
+    assert_eq!(limit("io.weight"), "default 5000\n");
     assert_eq!(limit("memory.max"), format!("{}\n", 64 << 20));
     assert_eq!(limit("cpu.max"), "20000 40000\n");
     assert_eq!(limit("pids.max"), "77\n");
@@ -70,6 +72,16 @@ fn limits_that_cannot_be_changed_are_named_by_their_path() {
         let mut update = Process::spawn(&mut sandbox.update_command(&["--resources", "-"]));
         update.write(text.as_bytes());
         update.wait().expect_error(1, &[words]);
+    }
+    for (flag, value, words) in [
+        ("--kernel-memory", "10M", "linux.resources.memory.kernel"),
+        ("--kernel-memory-tcp", "10M", "linux.resources.memory.kernelTCP"),
+        ("--cpu-rt-period", "1000", "linux.resources.cpu.realtimePeriod"),
+        ("--cpu-rt-runtime", "1000", "linux.resources.cpu.realtimeRuntime"),
+        ("--l3-cache-schema", "L3:0=f", "--l3-cache-schema"),
+        ("--mem-bw-schema", "MB:0=20", "--mem-bw-schema"),
+    ] {
+        sandbox.on("update", [flag, value]).expect_error(1, &[words]);
     }
     // What engines send although it asks for nothing.
     let mut update = Process::spawn(&mut sandbox.update_command(&["--resources", "-"]));

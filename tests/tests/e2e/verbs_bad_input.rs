@@ -307,18 +307,15 @@ fn cgroups_by_way_of_systemd_are_refused_with_the_remedy() {
     let sandbox = sandbox("systemd").config(|config| {
         config["linux"]["cgroupsPath"] = "machine.slice:sandbox:name".into();
     });
-    let outcome = sandbox.verb([
-        "--systemd-cgroup",
-        "create",
-        "--bundle",
-        sandbox.bundle.path().to_str().unwrap(),
-        &sandbox.id,
-    ]);
+    let create = ["create", "--bundle", sandbox.bundle.path().to_str().unwrap(), &sandbox.id];
     let why = match std::path::Path::new("/run/systemd/system").exists() {
         true => "not supported yet",
         false => "does not run on this host",
     };
-    outcome.expect_error(1, &["--systemd-cgroup", why, "cgroupfs"]);
+    for words in [&["--systemd-cgroup"][..], &["--cgroup-manager", "systemd"]] {
+        let outcome = sandbox.verb(words.iter().chain(&create));
+        outcome.expect_error(1, &["--systemd-cgroup", why, "cgroupfs"]);
+    }
     sandbox.expect_nothing_left();
 }
 
