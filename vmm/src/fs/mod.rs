@@ -142,9 +142,32 @@ impl Fs {
     }
 
     /// Answers one request; returns the length of the reply.
-    fn serve(&self, memory: &GuestMemory, chain: DescriptorChain<&GuestMemory>) -> u32 {
-        let Ok(reader) = Reader::new(memory, chain.clone()) else { return 0 };
-        let Ok(writer) = Writer::new(memory, chain.clone()) else { return 0 };
+    fn serve(
+        &self,
+        memory: &GuestMemory,
+        chain: DescriptorChain<&GuestMemory>,
+        limits: &Limits,
+    ) -> Result<u32, BrokenRing> {
+        let Ok(reader) = Reader::new(memory, chain.clone()) else { return Ok(0) };
+        let Ok(writer) = Writer::new(memory, chain.clone()) else { return Ok(0) };
+        // Buffers that are the same memory over and over make room for a reply of any size, and the server
+        // allocates by that.
+        let bytes = reader.available_bytes().saturating_add(writer.available_bytes());
+        if bytes as u64 > limits.max_bytes {
+            let reason = format!("a request with its reply of {bytes} bytes");
+            return Err(BrokenRing { queue: limits.queue, reason });
+        }
+        Ok(self.answer(memory, chain, reader, writer))
+    }
+
+    /// Answers the request in buffers of acceptable size; returns the length of the reply.
+    fn answer(
+        &self,
+        memory: &GuestMemory,
+        chain: DescriptorChain<&GuestMemory>,
+        reader: Reader<'_>,
+        writer: Writer<'_>,
+    ) -> u32 {
         let Ok(request) = reader.clone().read_obj::<InHeader>() else { return 0 };
         if wants_reply(request.opcode) && writer.available_bytes() < size_of::<OutHeader>() {
             return 0;
@@ -197,7 +220,7 @@ impl Fs {
         loop {
             while let Some(request) = chain::next_raw(queue, memory, limits)? {
                 let head = request.head_index();
-                let length = self.serve(memory, request);
+                let length = self.serve(memory, request, limits)?;
                 chain::complete(queue, memory, limits, head, length)?;
                 self.requests = self.requests.wrapping_add(1);
             }

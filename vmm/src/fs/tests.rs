@@ -232,6 +232,16 @@ fn sizes_that_the_guest_makes_up_allocate_nothing_of_that_size() {
 }
 
 #[test]
+fn a_reply_has_no_more_room_than_the_largest_has_bytes() {
+    let mut client = Client::new();
+    let request = message(Opcode::Readdir as u32, 1, &[&[0; 40]]);
+    let same = Part::WriteAt(1 << 20, 1 << 20);
+    client.drivers[REQUESTS].offer(&[Part::Read(&request), same, same, same]);
+    let broken = testing::notify(&mut client.fs, REQUESTS, &mut client.drivers, &client.memory).unwrap_err();
+    assert!(broken.to_string().contains("of 3145808 bytes"), "{broken}");
+}
+
+#[test]
 fn nodes_and_handles_that_were_never_given_out_are_refused() {
     let mut client = Client::new();
     let (entry, open) = client.create("file");
