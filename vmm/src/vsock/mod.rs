@@ -46,10 +46,10 @@ use mux::Mux;
 use packet::{HEADER_BYTES, Header};
 
 /// The queue of packets for the guest.
-const TO_GUEST: Limits = limits(0);
+const TO_GUEST: usize = 0;
 
 /// The queue of packets of the guest.
-const FROM_GUEST: Limits = limits(1);
+const FROM_GUEST: usize = 1;
 
 /// The most bytes of a packet. Linux makes none of more than 64 KiB.
 const PACKET_BYTES_MAX: u64 = 1 << 20;
@@ -60,9 +60,18 @@ const QUEUE_SIZE: u16 = 256;
 /// The most buffers of a chain, in the largest ring that a transport offers.
 const QUEUE_SIZE_MAX: usize = 1024;
 
-const fn limits(queue: usize) -> Limits {
-    let max_buffers = QUEUE_SIZE_MAX;
-    Limits { queue, max_bytes: PACKET_BYTES_MAX, max_buffers, indirect: Indirect::Allowed }
+/// What the two queues accept of a driver with these features.
+fn limits(features: u64) -> [Limits; 2] {
+    let indirect = match features & (1 << VIRTIO_RING_F_INDIRECT_DESC) {
+        0 => Indirect::Refused,
+        _ => Indirect::Allowed,
+    };
+    [TO_GUEST, FROM_GUEST].map(|queue| Limits {
+        queue,
+        max_bytes: PACKET_BYTES_MAX,
+        max_buffers: QUEUE_SIZE_MAX,
+        indirect,
+    })
 }
 
 /// How many packets go one way before the other way has its turn.
@@ -72,6 +81,7 @@ const TURN: usize = 64;
 pub struct Vsock {
     cid: u64,
     mux: Mux,
+    limits: [Limits; 2],
 }
 
 /// How a turn ended.
@@ -88,7 +98,7 @@ impl Vsock {
     /// `<dial>_P`, a path that is looked up when the guest connects.
     pub fn new(cid: u32, listener: UnixListener, dial: PathBuf) -> io::Result<Self> {
         let cid = u64::from(cid);
-        Ok(Self { cid, mux: Mux::new(cid, dial, listener)? })
+        Ok(Self { cid, mux: Mux::new(cid, dial, listener)?, limits: limits(0) })
     }
 
     /// Moves packets both ways until neither goes on.
@@ -103,7 +113,7 @@ impl Vsock {
             }
             self.mux.poll();
         }
-        for (queue, limits) in [(to_guest, &TO_GUEST), (from_guest, &FROM_GUEST)] {
+        for (queue, limits) in [to_guest, from_guest].into_iter().zip(&self.limits) {
             if chain::wants_signal(queue, memory, limits)? {
                 signals.add(limits.queue);
             }
@@ -113,30 +123,32 @@ impl Vsock {
 
     /// Takes packets of the guest.
     fn take_packets(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, BrokenRing> {
+        let [_, limits] = self.limits;
         for _ in 0..TURN {
             if !self.mux.accepts_packets() {
                 // Resets wait for buffers of the guest; it notifies the other queue when it adds some.
                 return Ok(Turn::Done);
             }
-            let Some(chain) = next_chain(queue, memory, &FROM_GUEST)? else { return Ok(Turn::Done) };
+            let Some(chain) = next_chain(queue, memory, &limits)? else { return Ok(Turn::Done) };
             let head = chain.head();
             let mut packet = chain.readable;
             match Header::take(&mut packet) {
                 Ok(header) => self.mux.packet_of_guest(&header, packet),
                 Err(error) => tracing::debug!(%error, "dropped a chain that holds no packet"),
             }
-            chain::complete(queue, memory, &FROM_GUEST, head, 0)?;
+            chain::complete(queue, memory, &limits, head, 0)?;
         }
         Ok(Turn::More)
     }
 
     /// Gives packets to the guest.
     fn give_packets(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, BrokenRing> {
+        let [limits, _] = self.limits;
         for _ in 0..TURN {
             if !self.mux.has_packet() {
                 return Ok(Turn::Done);
             }
-            let Some(chain) = next_chain(queue, memory, &TO_GUEST)? else { return Ok(Turn::Done) };
+            let Some(chain) = next_chain(queue, memory, &limits)? else { return Ok(Turn::Done) };
             let head = chain.head();
             let mut room = chain.writable;
             let written = match room.split_first(HEADER_BYTES) {
@@ -155,7 +167,7 @@ impl Vsock {
                     }
                 },
             };
-            chain::complete(queue, memory, &TO_GUEST, head, written)?;
+            chain::complete(queue, memory, &limits, head, written)?;
         }
         Ok(Turn::More)
     }
@@ -201,7 +213,9 @@ impl VirtioDevice for Vsock {
         }
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, features: u64) {
+        self.limits = limits(features);
+    }
 
     fn reset(&mut self) {
         self.mux.clear();
