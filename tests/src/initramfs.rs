@@ -23,6 +23,13 @@ pub fn write(path: &Path, task: Option<&str>) -> io::Result<()> {
     entry(&mut image, 0, "TRAILER!!!", 0, &[])
 }
 
+/// Writes an archive of one file to `path`.
+pub fn write_file(path: &Path, name: &str, data: &[u8]) -> io::Result<()> {
+    let mut image = fs::File::create(path)?;
+    entry(&mut image, 1, name, 0o100_644, data)?;
+    entry(&mut image, 0, "TRAILER!!!", 0, &[])
+}
+
 fn device(to: &mut impl Write, inode: u32, name: &str, (major, minor): (u32, u32)) -> io::Result<()> {
     node(to, inode, name, 0o020_666, (major, minor), &[])
 }

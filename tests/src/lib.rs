@@ -13,6 +13,7 @@
 //!
 //! Nothing here waits without an end: see [`place::patience`].
 
+pub mod bare;
 pub mod bundle;
 pub mod cni;
 pub mod container;
