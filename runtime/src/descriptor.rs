@@ -1,4 +1,4 @@
-//! Descriptors and sessions across `exec`: the one file that needs `unsafe` for it.
+//! Descriptors, sessions and namespaces across `exec`: the one file that needs `unsafe` for it.
 //!
 //! A child of ours gets the standard streams that its [`Command`] names and the descriptors listed for it,
 //! nothing else: everything is opened close-on-exec, and what we inherited ourselves is marked so at the start.
@@ -8,13 +8,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Descriptors below this number may be the place of one that a child expects.
 const FIRST_FREE: RawFd = 16;
@@ -60,6 +60,24 @@ pub fn run_in(command: &mut Command, network: OwnedFd) {
     let enter = move || Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?);
     // SAFETY: between fork and exec one system call is made.
     unsafe { command.pre_exec(enter) };
+}
+
+/// Starts a command as the first process of a process id namespace: it sees no process but those that it starts,
+/// and they end with it, however it ends.
+pub fn spawn_alone(command: &mut Command) -> io::Result<Child> {
+    let own = std::fs::File::open("/proc/self/ns/pid")?;
+    // SAFETY: what is unshared is the namespace of children to come. The thread starts none of its own, nor a
+    // thread, before it has its own namespace back.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
+    let spawned = command.spawn();
+    let back = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID));
+    let mut child = spawned?;
+    if let Err(error) = back {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error.into());
+    }
+    Ok(child)
 }
 
 /// Runs between fork and exec.

@@ -89,7 +89,7 @@ impl Machine {
         command.stdin(config_file(config)?).stdout(Stdio::null()).stderr(Stdio::piped());
         let given = [&[(theirs.as_fd(), EVENT_FD)], taps].concat();
         descriptor::give(&mut command, &given, Ties::Machine)?;
-        let mut child = command.spawn()?;
+        let mut child = descriptor::spawn_alone(&mut command)?;
         let stderr = child.stderr.take();
         let pidfd = match process::pidfd(child.id()) {
             Ok(pidfd) => pidfd,

@@ -33,6 +33,8 @@ struct Process {
     /// Of each kind of namespace, whether it is not the host's.
     own_namespaces: BTreeMap<&'static str, bool>,
     descriptors: usize,
+    /// Whether a crash would leave its memory in a file.
+    core_dumps: bool,
     threads: Vec<Thread>,
 }
 
@@ -68,11 +70,12 @@ pub fn text(report: &Report) -> String {
         let namespaces: Vec<String> =
             process.own_namespaces.iter().map(|(kind, it)| format!("{kind} {}", own(it))).collect();
         text += &format!(
-            "{} (process {}): root directory {}, {} open descriptors\n  namespaces: {}\n",
+            "{} (process {}): root directory {}, {} open descriptors, {}core dumps\n  namespaces: {}\n",
             process.program,
             process.pid,
             own(&process.own_root),
             process.descriptors,
+            if process.core_dumps { "" } else { "no " },
             namespaces.join(", ")
         );
         for thread in &process.threads {
@@ -105,12 +108,19 @@ impl Process {
             own_root: root(&proc)? != root(Path::new("/proc/self"))?,
             own_namespaces: NAMESPACES.into_iter().map(own).collect::<io::Result<_>>()?,
             descriptors: fs::read_dir(proc.join("fd"))?.count(),
+            core_dumps: core_dumps(&fs::read_to_string(proc.join("limits"))?),
             threads: numbers(&proc.join("task"))?
                 .into_iter()
                 .map(|tid| Thread::read(&proc, tid))
                 .collect::<io::Result<_>>()?,
         })
     }
+}
+
+/// Whether the text of `/proc/PID/limits` allows core dumps.
+fn core_dumps(limits: &str) -> bool {
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+    core.and_then(|values| values.split_whitespace().next()) != Some("0")
 }
 
 fn identity(data: &fs::Metadata) -> (u64, u64) {
@@ -160,6 +170,14 @@ fn numbers(directory: &Path) -> io::Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn core_dumps_are_allowed_unless_their_size_is_zero() {
+        let limits =
+            |size: &str| format!("Max data size  0  0  bytes\nMax core file size   {size}   0   bytes\n");
+        assert_eq!(["0", "1", "unlimited"].map(|size| core_dumps(&limits(size))), [false, true, true]);
+        assert!(core_dumps(""));
+    }
 
     #[test]
     fn a_process_is_read_as_it_is() {
