@@ -139,9 +139,39 @@ pub fn resident_bytes(memory: &GuestMemory) -> std::io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use sandbox_vmm_api::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
     use vm_memory::Bytes;
 
     use super::*;
+
+    /// Whether none of these overlaps another.
+    fn are_apart(extents: &[Extent]) -> bool {
+        let mut sorted = extents.to_vec();
+        sorted.sort_by_key(|extent| extent.start);
+        sorted.windows(2).all(|pair| pair[0].end() <= pair[1].start)
+    }
+
+    proptest! {
+        /// What is backed is all of it, apart from devices and from what KVM takes; what the guest may use is
+        /// backed, and leaves its last words alone.
+        #[test]
+        fn every_layout_keeps_its_parts_apart(mib in MIN_MEMORY_MIB..=MAX_MEMORY_MIB) {
+            let bytes = u64::from(mib) << 20;
+            let layout = Layout::new(bytes);
+            let backed = layout.backed();
+            prop_assert_eq!(backed.iter().map(|extent| extent.len).sum::<u64>(), bytes);
+            prop_assert_eq!(layout.total(), bytes);
+            let devices = Extent::new(MMIO_START, HIGH_MEMORY_START);
+            prop_assert!(are_apart(&[backed.clone(), vec![devices]].concat()));
+            let parts = [layout.usable(), vec![layout.panic_log()]].concat();
+            prop_assert!(are_apart(&parts));
+            for part in parts {
+                prop_assert!(part.len > 0);
+                prop_assert!(backed.iter().any(|it| it.start <= part.start && part.end() <= it.end()));
+            }
+        }
+    }
 
     const GIB: u64 = 1 << 30;
 

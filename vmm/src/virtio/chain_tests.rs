@@ -1,3 +1,5 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
 use rings::*;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
@@ -257,6 +259,69 @@ fn random_rings_are_survived() {
         ring.offer(&[(random() % 9) as u16]);
         if let Ok(Some(chain)) = next_chain(&mut ring.queue, &ring.memory, &LIMITS) {
             assert!(chain.readable.len() + chain.writable.len() <= 0x1000);
+        }
+    }
+}
+
+/// Numbers that are often just inside, just outside, or at the very end.
+fn tricky(inside: std::ops::Range<u64>) -> impl Strategy<Value = u64> {
+    let (start, end) = (inside.start, inside.end);
+    prop_oneof![
+        inside,
+        Just(start),
+        Just(end - 1),
+        Just(end),
+        Just(u64::MAX),
+        Just(u64::MAX - 15),
+        any::<u64>()
+    ]
+}
+
+fn descriptors() -> impl Strategy<Value = Vec<(u64, u32, u32, u16)>> {
+    let len = prop_oneof![0u32..0x800, Just(0x1000), Just(u32::MAX), any::<u32>()];
+    vec((tricky(0..0x10000), len, 0u32..8, prop_oneof![0u16..10, any::<u16>()]), 8)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    /// Whatever a ring says, what is taken from it is memory of the guest within the limits, or an error.
+    #[test]
+    fn a_chain_of_any_ring_is_within_its_limits(
+        table in descriptors(),
+        indirect in descriptors(),
+        head in prop_oneof![0u16..10, any::<u16>()],
+        index in prop_oneof![0u16..10, any::<u16>()],
+        moved in proptest::option::of((tricky(0..0x10000), tricky(0..0x10000))),
+        refused in any::<bool>(),
+    ) {
+        let mut ring = Ring::new();
+        for (at, entries) in [(TABLE, &table), (DATA, &indirect)] {
+            for (slot, &(address, len, flags, next)) in (0..).zip(entries) {
+                // An indirect table lies where one can be.
+                let address = if at == TABLE && flags & 4 != 0 && next < 8 { DATA } else { address };
+                ring.describe(at, slot, address, len, flags, next);
+            }
+        }
+        ring.offer(&[head]);
+        ring.set_index(index);
+        if let Some((descriptors, available)) = moved {
+            ring.queue.set_desc_table_address(Some(descriptors as u32), Some((descriptors >> 32) as u32));
+            ring.queue.set_avail_ring_address(Some(available as u32), Some((available >> 32) as u32));
+        }
+        let indirect = if refused { Indirect::Refused } else { Indirect::Allowed };
+        let limits = Limits { indirect, ..LIMITS };
+        if let Ok(Some(chain)) = next_chain(&mut ring.queue, &ring.memory, &limits) {
+            let start = ring.memory.get_host_address(GuestAddress(0)).unwrap() as usize;
+            let parts: Vec<_> = chain.readable.slices().chain(chain.writable.slices()).collect();
+            prop_assert!(parts.len() <= limits.max_buffers);
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            prop_assert!(bytes as u64 <= limits.max_bytes);
+            prop_assert_eq!(bytes, chain.readable.len() + chain.writable.len());
+            for part in parts {
+                let at = part.ptr_guard().as_ptr() as usize;
+                prop_assert!(at >= start && at + part.len() <= start + 0x10000);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::*;
@@ -240,4 +241,36 @@ fn notifications_of_queues_that_are_not_there_go_nowhere() {
     bench.write(QUEUE_NOTIFY, 1);
     assert_eq!(bench.device.notify_events()[1].read().unwrap(), 1);
     assert!(bench.device.notify_events()[0].read().is_err());
+}
+
+/// An address that is often near the end of memory, or of all addresses.
+fn address() -> impl Strategy<Value = u64> {
+    prop_oneof![0u64..0x1_1000, 0xf000u64..0x1_0010, (u64::MAX - 0x100)..=u64::MAX, any::<u64>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    /// A queue is live only with all its tables in memory, aligned, and of a size that can be.
+    #[test]
+    fn a_live_queue_lies_in_memory(
+        size in prop_oneof![0u16..20, any::<u16>()],
+        descriptors in address(),
+        available in address(),
+        used in address(),
+    ) {
+        const MEMORY: u64 = 0x1_0000;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        let plan = QueuePlan { max_size: 1024, size, ready: true, descriptors, available, used };
+        if live_queue(&plan, true, &memory).is_ok() {
+            prop_assert!(size.is_power_of_two() && size <= 1024);
+            let size = u64::from(size);
+            for (table, bytes, alignment) in
+                [(descriptors, 16 * size, 16), (available, 6 + 2 * size, 2), (used, 6 + 8 * size, 4)]
+            {
+                prop_assert!(table.checked_add(bytes).is_some_and(|end| end <= MEMORY));
+                prop_assert_eq!(table % alignment, 0);
+            }
+        }
+    }
 }
