@@ -14,7 +14,7 @@ use sandbox_tests::pattern::{Checksum, sequence};
 use sandbox_tests::vmm::REPORT_PORT;
 use sandbox_vmm_api::{POWER_OFF_PORT, POWER_OFF_VALUE, SHARE_TAG};
 
-use crate::{Outcome, memory, net, read_only};
+use crate::{Outcome, lie, memory, net, read_only};
 
 /// The host's context id.
 const HOST_CID: u32 = 2;
@@ -96,12 +96,14 @@ impl Guest {
             "read-file" => read(word(1)?, &mut open(word(1)?)?),
             "tick" => Ok(ticks()),
             "ports" => ports(),
+            "lie" => lie::tell(word(1)?).map(|()| "done".into()),
             unknown => Err(format!("unknown order {unknown}")),
         }
     }
 }
 
-fn dial(port: u32) -> std::io::Result<File> {
+/// Connects to a port of the host.
+pub fn dial(port: u32) -> std::io::Result<File> {
     let family = libc::AF_VSOCK;
     // SAFETY: the call takes no memory.
     let socket = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };

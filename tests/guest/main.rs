@@ -5,6 +5,7 @@
 
 mod files;
 mod init;
+mod lie;
 mod memory;
 mod net;
 mod programs;

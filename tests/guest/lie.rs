@@ -1,0 +1,71 @@
+//! The probe as an agent that lies: it says its hello, answers the first request, and then what it is told to.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::init::dial;
+
+/// The host's ports, as the protocol has them.
+const CONTROL_PORT: u32 = 1024;
+const STREAM_PORT: u32 = 1025;
+
+/// The version of the protocol.
+const VERSION: u32 = 1;
+
+/// Far more than any host listens to.
+const FLOOD: usize = 100_000;
+const CONNECTIONS: usize = 2000;
+
+/// Lies in one way; returns when the host has hung up.
+pub fn tell(how: &str) -> Outcome {
+    let failed = |error: std::io::Error| format!("control connection: {error}");
+    let mut control = dial(CONTROL_PORT).map_err(failed)?;
+    let hello = json!({"version": VERSION, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 1});
+    control.write_all(&frame(&hello)).map_err(failed)?;
+    let request = read(&mut control).map_err(failed)?;
+    let done = json!({"kind": "reply", "id": request["id"], "outcome": "done"});
+    control.write_all(&frame(&done)).map_err(failed)?;
+    let told = match how {
+        "giant" => control.write_all(&[0xff; 4]),
+        "half" => control.write_all(&[100, 0, 0, 0, b'{']).and_then(|()| control_end(&control)),
+        "nonsense" => control.write_all(b"\x02\0\0\0{}"),
+        "unasked" => control.write_all(&frame(&json!({"kind": "reply", "id": 4711, "outcome": "done"}))),
+        "nobody" => {
+            let exited = json!({"kind": "event", "event": "exited", "container": "../../nobody", "status": {"code": 0}});
+            (0..FLOOD).try_for_each(|_| control.write_all(&frame(&exited)))
+        }
+        "streams" => {
+            let secret = &request["call"]["stream_secret"];
+            let hello =
+                json!({"container": "../../nobody", "process": "", "stream": "stdout", "secret": secret});
+            (0..CONNECTIONS).try_for_each(|_| dial(STREAM_PORT)?.write_all(&frame(&hello)))
+        }
+        _ => return Err(format!("no such lie: {how}")),
+    };
+    // The host may have hung up on the way, which is what is wanted.
+    let _ = told;
+    std::thread::sleep(Duration::from_secs(1000));
+    Ok(())
+}
+
+/// Sends nothing more, but listens.
+fn control_end(control: &File) -> std::io::Result<()> {
+    Ok(rustix::net::shutdown(control, rustix::net::Shutdown::Write)?)
+}
+
+fn frame(value: &Value) -> Vec<u8> {
+    let text = value.to_string();
+    [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
+}
+
+fn read(from: &mut File) -> std::io::Result<Value> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let mut body = vec![0; u32::from_le_bytes(length) as usize];
+    from.read_exact(&mut body)?;
+    Ok(serde_json::from_slice(&body)?)
+}

@@ -1,0 +1,41 @@
+//! An agent that lies: whoever owns the guest's kernel speaks in its place, to the runtime on the host.
+
+use sandbox_tests::{initramfs, sandbox};
+
+/// The exit code of an error of the runtime's.
+const ERROR: i32 = 125;
+
+/// Runs a sandbox whose agent lies in one way; it has to end with an error that says so, and to leave nothing.
+#[track_caller]
+fn lies(how: &str, words: &[&str]) {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    initramfs::write(image.path(), Some(&format!("lie,{how}"))).unwrap();
+    let sandbox = sandbox(&format!("liar-{how}")).host_env("SANDBOX_IMAGE", image.path());
+    sandbox.run(["true"]).expect_error(ERROR, words);
+    sandbox.expect_nothing_left();
+}
+
+#[test]
+fn a_frame_that_is_too_large_is_not_read() {
+    lies("giant", &["over the limit"]);
+}
+
+#[test]
+fn half_a_frame_is_no_frame() {
+    lies("half", &["in the middle of a message"]);
+}
+
+#[test]
+fn a_reply_that_nobody_asked_for_ends_the_sandbox() {
+    lies("unasked", &["request 4711, which was never made"]);
+}
+
+#[test]
+fn a_flood_of_events_of_nobody_ends_the_sandbox() {
+    lies("nobody", &["a process that does not exist"]);
+}
+
+#[test]
+fn a_flood_of_streams_that_nobody_expects_ends_the_sandbox() {
+    lies("streams", &["streams that nobody expects"]);
+}
