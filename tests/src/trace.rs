@@ -33,6 +33,18 @@ mod tests {
     }
 
     #[test]
+    fn the_threat_model_names_tests_that_exist() {
+        let page = std::fs::read_to_string(Path::new(ROOT).join("docs/threat-model.md")).unwrap();
+        let shown = steps(&page);
+        assert!(shown.len() > 30, "the page has lost its tests: {shown:?}");
+        for (file, test) in shown {
+            // A file without a directory is one of the end-to-end tests.
+            let place = if file.contains('/') { "" } else { "tests/tests/e2e" };
+            assert!(defines(&Path::new(ROOT).join(place).join(file), test), "{file} has no test {test}");
+        }
+    }
+
+    #[test]
     fn steps_are_found_between_backticks() {
         assert_eq!(steps("see `a/b.rs::c`, `b.rs`, and `x::y`"), [("a/b.rs", "c")]);
     }
