@@ -29,7 +29,9 @@ use sandbox_vmm_api::MachineKind;
 
 use crate::descriptor::{self, Ties};
 use crate::log::Log;
-use crate::sandbox::{self, Claimed, ContainerPlan, Ending, Ends, Error, Home, Inbox, Plan, Watcher};
+use crate::sandbox::{
+    self, Claimed, ContainerPlan, Ending, Ends, Error, Home, Inbox, MachinePlan, Plan, Watcher,
+};
 use crate::stdio::{Saved, open_console};
 use crate::timings::{Moment, Timeline};
 use crate::{cgroup, exit, process};
@@ -90,7 +92,7 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
     let mut timeline = Timeline::from(Moment::now());
     let mut client = Client { lifeline, is_there: true, stands: false, resize: None };
     let Home::Own(machine) = plan.home else { return Err(MonitorError::NoMachine) };
-    let ending = match prepare(plan.container, machine.debug, &mut client) {
+    let ending = match prepare(plan.container, &machine, &mut client) {
         Ok((first, ends, inbox)) => sandbox::run(*machine, first, ends, &inbox, &mut client, &mut timeline),
         Err(error) => Ending::of(&error),
     };
@@ -113,7 +115,11 @@ fn parent(pid: &OsStr) -> Result<u32, MonitorError> {
     pid.filter(|pid| *pid == std::os::unix::process::parent_id()).ok_or(MonitorError::ClientGone)
 }
 
-fn prepare(plan: ContainerPlan, debug: bool, client: &mut Client) -> Result<(Claimed, Ends, Inbox), Error> {
+fn prepare(
+    plan: ContainerPlan,
+    machine: &MachinePlan,
+    client: &mut Client,
+) -> Result<(Claimed, Ends, Inbox), Error> {
     let inbox = Inbox::new();
     let claimed = socket::claim(plan, inbox.sender())?;
     let plan = &claimed.plan;
@@ -121,6 +127,7 @@ fn prepare(plan: ContainerPlan, debug: bool, client: &mut Client) -> Result<(Cla
     process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
     if let Some(cgroup) = &plan.cgroup {
         cgroup::enter(cgroup, plan.stand_in.into_iter().chain([std::process::id()]))?;
+        cgroup::limit(cgroup, machine.config.memory_mib.into())?;
     }
     let lifeline = client.lifeline.try_clone().map_err(host("copy the lifeline"))?;
     lifeline::listen(lifeline, claimed.serial, inbox.sender()).map_err(host("listen to the client"))?;
@@ -129,7 +136,7 @@ fn prepare(plan: ContainerPlan, debug: bool, client: &mut Client) -> Result<(Cla
         Some(terminal) => Ends::terminal(terminal),
         None => Ends::inherited(),
     };
-    if terminal.is_some() && !debug {
+    if terminal.is_some() && !machine.debug {
         // The container has other ones, and whoever made it may wait for the end of these.
         descriptor::drop_standard_streams().map_err(host("let go of the standard streams"))?;
     }

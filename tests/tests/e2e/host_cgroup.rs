@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use sandbox_tests::{Sandbox, leaks, sandbox};
+use sandbox_tests::{Sandbox, leaks, sandbox, skip};
 
 /// A sandbox with a cgroup of its own on the host.
 fn grouped(name: &str) -> Sandbox {
@@ -41,6 +41,25 @@ fn it_holds_the_monitor_and_the_machine_and_goes_with_the_container() {
     sandbox.on("start", []).expect_code(0);
     container.end();
     sandbox.expect_clean_and_usable();
+}
+
+#[test]
+fn it_bounds_the_memory_of_the_machine_and_leaves_room_for_what_runs_it() {
+    let sandbox = grouped("cgroup-memory")
+        .config(|config| config["linux"]["resources"]["memory"]["limit"] = (128u64 << 20).into());
+    let container = sandbox.create();
+    let hierarchies = leaks::cgroups_named(&sandbox.id);
+    let limits: Vec<u64> = hierarchies
+        .iter()
+        .flat_map(|path| [path.join("memory.max"), path.join("memory.limit_in_bytes")])
+        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
+        .collect();
+    let [limit] = limits[..] else {
+        container.end();
+        return skip("it_bounds_the_memory_of_the_machine", "memory is not under control of cgroups here");
+    };
+    assert!((600 << 20..900 << 20).contains(&limit), "{limit}");
+    container.end();
 }
 
 #[test]
