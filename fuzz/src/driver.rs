@@ -40,7 +40,7 @@ impl Driver {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES as usize)]).unwrap();
         let queues = device.queue_sizes().len() as u16;
         let features = device.features();
-        let device = MmioDevice::new(device, memory.clone()).unwrap();
+        let device = MmioDevice::new(device, memory.clone(), None).unwrap();
         Self { device, memory, queues, features, offered: vec![0; usize::from(queues)] }
     }
 

@@ -137,6 +137,7 @@ fn machine_plan(vmm: PathBuf, state: &Path) -> MachinePlan {
             balloon: false,
             console: None,
             control_socket: StateDirPaths(&directory).vmm_socket(),
+            rates: Default::default(),
         },
         times: Times { answer: Duration::from_secs(60), run: None },
         debug: false,

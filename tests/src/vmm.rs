@@ -56,6 +56,7 @@ pub fn plan(task: &str) -> Plan {
         balloon: false,
         console: None,
         control_socket: at("control.sock"),
+        rates: Default::default(),
     };
     let name = format!("vmm-{task}-{}", directory.path().file_name().expect("a name").to_string_lossy());
     Plan { config, directory, name }

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use sandbox_vmm_api::{
-    DiskConfig, FIRST_TAP_FD, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MachineChoice, NetConfig,
+    DiskConfig, FIRST_TAP_FD, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MachineChoice, NetConfig, Rates,
     ShareEntry, TapSource, VmConfig, VsockConfig,
 };
 
@@ -193,6 +193,11 @@ impl Config {
     /// The vsock device: a guest's context id and an absolute path.
     pub fn vsock(&self) -> Option<&VsockConfig> {
         self.wire.vsock.as_ref()
+    }
+
+    /// What devices do at most.
+    pub fn rates(&self) -> Rates {
+        self.wire.rates
     }
 
     /// The share's entries: relative paths of plain names, none inside another; absolute sources.

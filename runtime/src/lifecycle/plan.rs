@@ -15,7 +15,9 @@ use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::network;
 use crate::sandbox::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
-use crate::spec::{Bundle, GuestSpec, MachineSize, Overrides, Role, check_network, take_joined};
+use crate::spec::{
+    Bundle, GuestSpec, MachineSize, Overrides, Role, check_network, rates_of, refuse_rates, take_joined,
+};
 use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
 
@@ -93,6 +95,9 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         Role::Member(sandbox) => Pod::find(&place.root, sandbox)?.joined(&mut guest.spec)?,
         Role::Alone | Role::Sandbox => take_joined(&mut guest.spec, |_, _| None)?,
     };
+    if let Role::Member(_) = &role {
+        refuse_rates(bundle.spec())?;
+    }
     let GuestSpec { spec, shares, root } = guest;
     let home = match role {
         Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),
@@ -160,6 +165,7 @@ fn machine(
             balloon: true,
             console: wanted.machine.console.clone(),
             control_socket: paths.vmm_socket(),
+            rates: rates_of(bundle.spec())?,
         },
         times: Times {
             answer: wanted.machine.boot_timeout.unwrap_or(Times::DEFAULT_ANSWER),

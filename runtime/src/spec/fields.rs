@@ -42,7 +42,12 @@ const REAL_TIME: &str = "the guest kernel has no real-time group scheduling";
 /// Every field of the OCI runtime specification 1.2.
 pub const FIELDS: &[Field] = &[
     field("ociVersion", Honoured("1.x")),
-    field("annotations.*", Ignored("for the engine; passed on in `state.json`")),
+    field(
+        "annotations.*",
+        Ignored(
+            "for the engine; passed on in `state.json`; those of pods and `dev.sandbox.rate.*` are in the guide",
+        ),
+    ),
     field("hostname", Honoured("")),
     field("domainname", Honoured("")),
     field("root.path", Honoured("relative to the bundle, or absolute")),

@@ -11,6 +11,7 @@ mod id_maps;
 mod load;
 mod overrides;
 mod pod;
+mod rates;
 mod share;
 mod size;
 mod template;
@@ -25,6 +26,7 @@ pub use load::{
 };
 pub use overrides::Overrides;
 pub use pod::{Role, check_network, namespace_path, process_of_namespace, take_joined};
+pub use rates::{rates_of, refuse_rates};
 pub use share::GuestSpec;
 pub use size::{MachineSize, overhead_mib};
 pub use template::template;

@@ -1,9 +1,11 @@
 //! Workloads that take what they can get, with a neighbour beside them that goes on.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sandbox_tests::sandbox;
+use serde_json::json;
 
 /// More processes, and more memory, without an end.
 const BOMBS: &str = "echo ready; \
@@ -45,4 +47,30 @@ fn a_volume_that_is_filled_is_full_for_the_guest_and_nobody_else() {
     let outcome = sandbox.run(["sh", "-c", script]);
     unmount(&volume, UnmountFlags::DETACH).unwrap();
     outcome.expect_stdout("No space left\nNo space left\nbounded\nagain\n");
+}
+
+#[test]
+fn a_device_with_a_limit_does_no_more_than_that() {
+    const BYTES: u64 = 8 << 20;
+    const PER_SECOND: u64 = 2 << 20;
+    let sandbox = sandbox("limited").config(|config| {
+        config["annotations"] = json!({"dev.sandbox.rate.files": "bytes=2M"});
+    });
+    fs::write(sandbox.bundle.root("large"), vec![1; BYTES as usize]).unwrap();
+    let begin = Instant::now();
+    sandbox.run(["sh", "-c", "cat /large | wc -c"]).expect_stdout(&format!("{BYTES}\n"));
+    // The first second's worth is there at once.
+    let least = Duration::from_secs((BYTES - PER_SECOND) / PER_SECOND);
+    assert!(begin.elapsed() >= least, "{:?} for {BYTES} bytes", begin.elapsed());
+    // The others are what they were.
+    let streams = sandbox.run(["sh", "-c", "head -c 4000000 /dev/zero"]).expect_code(0);
+    assert_eq!(streams.stdout.len(), 4_000_000);
+}
+
+#[test]
+fn a_limit_that_makes_no_sense_is_refused() {
+    let sandbox = sandbox("limitless").config(|config| {
+        config["annotations"] = json!({"dev.sandbox.rate.files": "fast"});
+    });
+    sandbox.run(["true"]).expect_error(125, &["annotations.dev.sandbox.rate.files", "operations=NUMBER"]);
 }

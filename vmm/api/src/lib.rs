@@ -14,6 +14,7 @@
 
 pub mod socket;
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,48 @@ pub struct VmConfig {
     pub console: Option<PathBuf>,
     /// Where the control socket is made.
     pub control_socket: PathBuf,
+    /// What devices do at most.
+    #[serde(default)]
+    pub rates: Rates,
+}
+
+/// What each device of a kind does for its guest at most.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// The vsock device: packets, and their bytes.
+    #[serde(default)]
+    pub vsock: RateLimit,
+    /// The virtio-fs device: requests, and the bytes of requests and replies.
+    #[serde(default)]
+    pub share: RateLimit,
+    /// Each virtio-blk device: requests, and their bytes.
+    #[serde(default)]
+    pub disks: RateLimit,
+    /// Each virtio-net device: frames, and their bytes. On [`MachineChoice::Qemu`] there can be none.
+    #[serde(default)]
+    pub nets: RateLimit,
+}
+
+/// What a device does in a second; what is not said is not limited.
+///
+/// A second that was not used up is saved for the next, and no more than one.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Operations.
+    #[serde(default)]
+    pub operations_per_second: Option<NonZeroU64>,
+    /// Bytes, in both directions together.
+    #[serde(default)]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+impl RateLimit {
+    /// Whether there is no limit at all.
+    pub fn is_none(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// Which machine to run the guest on.

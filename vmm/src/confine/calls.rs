@@ -16,8 +16,8 @@ use libc::{
     SYS_recvfrom, SYS_recvmsg, SYS_removexattr, SYS_renameat2, SYS_restart_syscall, SYS_rt_sigprocmask,
     SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_setgroups, SYS_setresgid, SYS_setresuid,
     SYS_setsockopt, SYS_setxattr, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_symlinkat,
-    SYS_syncfs, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_unshare, SYS_utimensat, SYS_wait4, SYS_waitid,
-    SYS_write, SYS_writev,
+    SYS_syncfs, SYS_tgkill, SYS_timerfd_settime, SYS_umask, SYS_unlinkat, SYS_unshare, SYS_utimensat,
+    SYS_wait4, SYS_waitid, SYS_write, SYS_writev,
 };
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
@@ -55,7 +55,8 @@ const ALL: &[i64] = &[
 /// The serial port's file is bounded in place.
 const CONSOLE: &[i64] = &[SYS_fstat, SYS_ftruncate, SYS_lseek, SYS_statx];
 
-const EVENTS: &[i64] = &[SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_wait, SYS_poll, SYS_ppoll];
+const EVENTS: &[i64] =
+    &[SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_wait, SYS_poll, SYS_ppoll, SYS_timerfd_settime];
 
 /// Sockets that there are, and those that are accepted from them.
 const SOCKETS: &[i64] = &[

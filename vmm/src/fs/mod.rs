@@ -39,7 +39,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, Negotiat
 use virtiofsd::server::Server;
 
 use crate::virtio::chain::{self, Indirect, Limits};
-use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
+use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice, rate};
 use guarded::Guarded;
 use tmpfile::Tmpfiles;
 
@@ -157,6 +157,7 @@ impl Fs {
             let reason = format!("a request with its reply of {bytes} bytes");
             return Err(BrokenRing { queue: limits.queue, reason });
         }
+        rate::spend_bytes(reader.available_bytes() as u64);
         Ok(self.answer(memory, chain, reader, writer))
     }
 

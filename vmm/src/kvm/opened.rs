@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sandbox_vmm_api::{SHARE_TAG, socket};
+use sandbox_vmm_api::{RateLimit, Rates, SHARE_TAG, socket};
 
 use super::build::{StartError, host};
 use crate::config::Config;
@@ -17,6 +17,7 @@ use crate::fs::Fs;
 use crate::jail;
 use crate::legacy::serial::SerialPort;
 use crate::virtio::mmio::MmioDevice;
+use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
 use crate::virtio::{GuestMemory, VirtioDevice};
 use crate::vsock::Vsock;
@@ -79,9 +80,23 @@ impl Opened {
         }
         devices
             .into_iter()
-            .map(|device| MmioDevice::new(device, memory.clone()).map(Arc::new))
+            .map(|device| {
+                let limiter = Limiter::new(rate_of(device.name(), &config.rates()))?;
+                MmioDevice::new(device, memory.clone(), limiter).map(Arc::new)
+            })
             .collect::<Result<_, _>>()
-            .map_err(host("make an eventfd"))
+            .map_err(host("make an eventfd or a timer"))
+    }
+}
+
+/// The limit of the device with this name.
+fn rate_of(name: &str, rates: &Rates) -> RateLimit {
+    match name {
+        "vsock" => rates.vsock,
+        "fs" => rates.share,
+        name if name.starts_with("blk") => rates.disks,
+        name if name.starts_with("net") => rates.nets,
+        _ => RateLimit::default(),
     }
 }
 

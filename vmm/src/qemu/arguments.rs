@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT};
+use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT, RateLimit};
 
 use super::error::Error;
 use super::layout::Layout;
@@ -146,7 +146,8 @@ fn plain_devices(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>
             "-drive",
             format!(
                 "id=disk{index},if=none,format=raw,file.driver=file,file.filename=/dev/fdset/{set},\
-                 file.locking=off,file.auto-read-only=off,readonly={read_only},discard=unmap"
+                 file.locking=off,file.auto-read-only=off,readonly={read_only},discard=unmap{}",
+                throttling(config.rates().disks)
             ),
         );
         arguments.option("-device", format!("virtio-blk-device,drive=disk{index}"));
@@ -162,6 +163,13 @@ fn plain_devices(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>
     if config.balloon() {
         arguments.option("-device", "virtio-balloon-device,free-page-reporting=on");
     }
+}
+
+/// What QEMU is told of a limit of a disk.
+fn throttling(limit: RateLimit) -> String {
+    let operations = limit.operations_per_second.map(|rate| format!(",throttling.iops-total={rate}"));
+    let bytes = limit.bytes_per_second.map(|rate| format!(",throttling.bps-total={rate}"));
+    [operations, bytes].into_iter().flatten().collect()
 }
 
 /// The guest kernel's command line, without the devices, which QEMU adds.

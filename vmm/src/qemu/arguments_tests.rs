@@ -25,6 +25,7 @@ fn wire() -> VmConfig {
         balloon: false,
         console: None,
         control_socket: "/run/control".into(),
+        rates: Default::default(),
     }
 }
 

@@ -39,6 +39,12 @@ pub enum Error {
         /// The most that the kernel reads.
         most: usize,
     },
+    /// A limit that QEMU's network device does not know.
+    #[error(
+        "the software machine has no limit for network interfaces: leave it out, or limit the interface of the \
+         network namespace with tc"
+    )]
+    NetRate,
     /// Guest memory could not be made.
     #[error("making {bytes} bytes of guest memory: {error}")]
     Memory {

@@ -28,7 +28,9 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::thread::JoinHandle;
 
-use sandbox_vmm_api::{ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, SHARE_TAG, Statistics};
+use sandbox_vmm_api::{
+    ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, Rates, SHARE_TAG, Statistics,
+};
 
 use crate::config::Config;
 use crate::confine::{self, Kind};
@@ -81,6 +83,9 @@ impl QemuMachine {
         let opened = Opened::open(config)?;
         let guest = Guest { layout: opened.layout, tsc_khz: tsc.map(tsc::Measurement::finish) };
         arguments::check_length(config, &guest)?;
+        if !config.nets().is_empty() && !config.rates().nets.is_none() {
+            return Err(Error::NetRate);
+        }
         timeline.step("open everything");
 
         let inherited = opened.inherited();
@@ -92,22 +97,22 @@ impl QemuMachine {
         jail::enter(config.shares(), vsock_directory)?;
         timeline.step("enter the jail");
 
-        let machine = Self::serve(qemu, opened)?;
+        let machine = Self::serve(qemu, opened, &config.rates())?;
         timeline.step("serve devices");
         Ok(machine)
     }
 
     /// Starts this process's threads, by which QEMU gets what it waits for.
-    fn serve(mut qemu: Qemu, opened: Opened) -> Result<Self, Error> {
+    fn serve(mut qemu: Qemu, opened: Opened, rates: &Rates) -> Result<Self, Error> {
         let mut devices = Vec::new();
         if let Some(VsockLink { link, cid, listener, dial }) = opened.vsock {
             let vsock =
                 Vsock::new(cid, listener, dial).map_err(|error| Error::Socket { what: "vsock", error })?;
-            devices.push(Served::start(Box::new(vsock), link.ours)?);
+            devices.push(Served::start(Box::new(vsock), rates.vsock, link.ours)?);
         }
         if let Some(link) = opened.share {
             let fs = Fs::new(SHARE_TAG, Path::new(jail::SHARE), opened.descriptors)?;
-            devices.push(Served::start(Box::new(fs), link.ours)?);
+            devices.push(Served::start(Box::new(fs), rates.share, link.ours)?);
         }
         qemu.listen().map_err(Error::Start)?;
         let console = opened.console.map(|(pair, file)| keep_console(pair.ours, file)).transpose()?;

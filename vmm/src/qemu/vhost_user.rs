@@ -21,6 +21,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandbox_vmm_api::RateLimit;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex, VringT};
@@ -32,6 +33,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::confine::{self, Kind};
+use crate::virtio::rate::Limiter;
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
 
 type Memory = GuestMemoryAtomic<GuestMemory>;
@@ -82,12 +84,20 @@ impl Drop for Served {
 
 impl Served {
     /// Accepts the connection that waits at `listener` and serves the device on it.
-    pub fn start(device: Box<dyn VirtioDevice>, listener: UnixListener) -> Result<Self, Error> {
+    pub fn start(
+        device: Box<dyn VirtioDevice>,
+        limit: RateLimit,
+        listener: UnixListener,
+    ) -> Result<Self, Error> {
         let name = device.name().to_owned();
         let failed = |reason: String| Error { device: name.clone(), reason };
-        let event_fds = device.event_fds();
+        let limiter = Limiter::new(limit).map_err(|error| failed(error.to_string()))?;
+        // Each descriptor, and then the timer, where there is one, has an event of its own.
+        let mut event_fds = device.event_fds();
+        event_fds.extend(limiter.as_ref().map(Limiter::timer));
         let memory = Memory::new(GuestMemory::new());
-        let adapter = Adapter::new(device, memory.clone()).map_err(|error| failed(error.to_string()))?;
+        let adapter =
+            Adapter::new(device, limiter, memory.clone()).map_err(|error| failed(error.to_string()))?;
         let device = Arc::new(adapter);
         let mut daemon = VhostUserDaemon::new(name.clone(), device.clone(), memory)
             .map_err(|error| failed(error.to_string()))?;
@@ -126,6 +136,7 @@ struct Adapter {
 /// A device and its driver.
 struct Driven {
     device: Box<dyn VirtioDevice>,
+    limiter: Option<Limiter>,
     memory: Memory,
     features: u64,
     state: State,
@@ -175,7 +186,13 @@ impl Driven {
             return false;
         }
         let mut queues: Vec<&mut Queue> = guards.iter_mut().map(|guard| guard.get_queue_mut()).collect();
-        match self.dispatch(event, &mut queues, &memory) {
+        let mut limiter = self.limiter.take();
+        let result = match &mut limiter {
+            Some(limiter) => limiter.run(|| self.dispatch(event, &mut queues, &memory)),
+            None => self.dispatch(event, &mut queues, &memory),
+        };
+        self.limiter = limiter;
+        match result {
             Ok(signals) => {
                 self.places = places(&queues);
                 for (index, guard) in guards.iter().enumerate().filter(|(index, _)| signals.has(*index)) {
@@ -220,7 +237,8 @@ impl Driven {
             Event::Queue(queue) => self.device.notified(queue, queues, memory),
             Event::Descriptor(index) => match self.device.event_fds().get(index) {
                 Some(fd) => self.device.ready(*fd, queues, memory),
-                None => Ok(Signals::NONE),
+                // The timer of its limit.
+                None => self.tell_everything(queues, memory),
             },
         }
     }
@@ -259,10 +277,11 @@ enum Event {
 }
 
 impl Adapter {
-    fn new(device: Box<dyn VirtioDevice>, memory: Memory) -> io::Result<Self> {
+    fn new(device: Box<dyn VirtioDevice>, limiter: Option<Limiter>, memory: Memory) -> io::Result<Self> {
         let places = [0; QUEUES_OF_BACKEND];
         let kind = if device.device_type() == VIRTIO_ID_FS { Kind::Files } else { Kind::Devices };
-        let driven = Driven { device, memory, features: 0, state: State::Idle, places, told_of_break: false };
+        let driven =
+            Driven { device, limiter, memory, features: 0, state: State::Idle, places, told_of_break: false };
         let start = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
         Ok(Self { driven: Mutex::new(driven), kind, start })
     }

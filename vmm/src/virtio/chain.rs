@@ -24,7 +24,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
 
 use super::io::Buffers;
-use super::{BrokenRing, GuestMemory, Signals};
+use super::{BrokenRing, GuestMemory, Signals, rate};
 
 /// The bytes of a descriptor: address (8), length (4), flags (2), next (2).
 const DESCRIPTOR_BYTES: u64 = 16;
@@ -93,7 +93,9 @@ pub fn next_chain<'m>(
     limits: &Limits,
 ) -> Result<Option<Chain<'m>>, BrokenRing> {
     let Some(head) = next_head(queue, memory, limits)? else { return Ok(None) };
-    read_chain(queue, memory, limits, head).map(Some)
+    let chain = read_chain(queue, memory, limits, head)?;
+    rate::spend_operation();
+    Ok(Some(chain))
 }
 
 /// Takes the next chain, if there is one, for a library that walks it by itself.
@@ -110,7 +112,10 @@ pub fn next_raw<'m>(
     let mut iterator = queue.iter(memory).map_err(|error| limits.broken(error.to_string()))?;
     let chain = iterator.next();
     match chain {
-        Some(chain) if chain.head_index() < queue.size() => Ok(Some(chain)),
+        Some(chain) if chain.head_index() < queue.size() => {
+            rate::spend_operation();
+            Ok(Some(chain))
+        }
         Some(chain) => Err(limits.broken(format!("descriptor {} is not in the table", chain.head_index()))),
         None => Err(limits.broken("the available ring cannot be read")),
     }
@@ -119,6 +124,7 @@ pub fn next_raw<'m>(
 /// Puts back the chain that was taken last.
 pub fn put_back(queue: &mut Queue) {
     queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+    rate::return_operation();
 }
 
 /// Hands a chain back to the driver, with so many bytes written to its writable part.
@@ -129,6 +135,7 @@ pub fn complete(
     head: u16,
     written: u32,
 ) -> Result<(), BrokenRing> {
+    rate::spend_bytes(written.into());
     queue.add_used(memory, head, written).map_err(|error| limits.broken(format!("used ring: {error}")))
 }
 
@@ -145,13 +152,15 @@ pub fn wants_signal(queue: &mut Queue, memory: &GuestMemory, limits: &Limits) ->
 }
 
 /// Asks the driver to notify the queue from now on; says whether it has offered more in the meantime, for
-/// which no notification comes.
+/// which no notification comes. What it may not take because of its rate counts as nothing: the transport comes back
+/// for that.
 pub fn enable_notification(
     queue: &mut Queue,
     memory: &GuestMemory,
     limits: &Limits,
 ) -> Result<bool, BrokenRing> {
-    queue.enable_notification(memory).map_err(|error| limits.broken(error.to_string()))
+    let more = queue.enable_notification(memory).map_err(|error| limits.broken(error.to_string()))?;
+    Ok(more && rate::admit())
 }
 
 /// Serves every chain that a queue has to a device, with notifications held off meanwhile, and says whether
@@ -170,8 +179,10 @@ pub fn serve<'m>(
     'more: loop {
         queue.disable_notification(memory).map_err(broken)?;
         while let Some(mut chain) = next_chain(queue, memory, limits)? {
+            let read = chain.readable.len() as u64;
             match device(&mut chain)? {
                 Served::Done(written) => {
+                    rate::spend_bytes(read);
                     complete(queue, memory, limits, chain.head, written)?;
                     completed = true;
                 }
@@ -182,7 +193,7 @@ pub fn serve<'m>(
                 }
             }
         }
-        if !queue.enable_notification(memory).map_err(broken)? {
+        if !enable_notification(queue, memory, limits)? {
             break;
         }
     }
@@ -205,7 +216,7 @@ fn pending(queue: &Queue, memory: &GuestMemory, limits: &Limits) -> Result<u16, 
     if pending > queue.size() {
         return Err(limits.broken(format!("{pending} chains offered in a ring of {}", queue.size())));
     }
-    Ok(pending)
+    Ok(if pending == 0 || rate::admit() { pending } else { 0 })
 }
 
 fn next_head(queue: &mut Queue, memory: &GuestMemory, limits: &Limits) -> Result<Option<u16>, BrokenRing> {

@@ -54,6 +54,9 @@ impl EventLoop {
             for (queue, event) in device.notify_events().iter().enumerate() {
                 watch(&epoll, &mut sources, event.as_raw_fd(), Source::Notified(Arc::clone(device), queue))?;
             }
+            if let Some(timer) = device.timer() {
+                watch(&epoll, &mut sources, timer, Source::Activated(Arc::clone(device)))?;
+            }
             for &fd in device.event_fds() {
                 watch(&epoll, &mut sources, fd, Source::Ready(Arc::clone(device), fd))?;
             }

@@ -93,7 +93,7 @@ fn a_device_is_called_for_what_happens_to_it_and_only_while_it_is_up() {
     let (calls, received) = channel();
     let (input, output) = rustix::pipe::pipe().unwrap();
     let device = Reporter { calls, input };
-    let device = Arc::new(MmioDevice::new(Box::new(device), memory).unwrap());
+    let device = Arc::new(MmioDevice::new(Box::new(device), memory, None).unwrap());
     let event_loop = EventLoop::start("test", Kind::Devices, std::slice::from_ref(&device)).unwrap();
     let next = || received.recv_timeout(Duration::from_secs(20)).unwrap();
 

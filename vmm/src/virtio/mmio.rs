@@ -20,6 +20,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory as _};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::rate::Limiter;
 use super::registers::{
     CONFIG_SPACE, Effect, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NOTIFY, QueuePlan, Registers,
 };
@@ -59,6 +60,7 @@ struct Inner {
     device: Box<dyn VirtioDevice>,
     /// The live queues; `None` outside the time between DRIVER_OK and a reset, or after a broken ring.
     queues: Option<Vec<Queue>>,
+    limiter: Option<Limiter>,
 }
 
 /// A device behind its registers.
@@ -70,11 +72,16 @@ pub struct MmioDevice {
     notify: Vec<EventFd>,
     activated: EventFd,
     event_fds: Vec<RawFd>,
+    timer: Option<RawFd>,
 }
 
 impl MmioDevice {
     /// Puts a device behind registers.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        limiter: Option<Limiter>,
+    ) -> io::Result<Self> {
         let registers = Registers::new(device.device_type(), device.features(), device.queue_sizes());
         let event = || EventFd::new(EFD_NONBLOCK);
         Ok(Self {
@@ -84,7 +91,8 @@ impl MmioDevice {
             notify: device.queue_sizes().iter().map(|_| event()).collect::<io::Result<_>>()?,
             activated: event()?,
             event_fds: device.event_fds(),
-            inner: Mutex::new(Inner { registers, device, queues: None }),
+            timer: limiter.as_ref().map(Limiter::timer),
+            inner: Mutex::new(Inner { registers, device, queues: None, limiter }),
         })
     }
 
@@ -111,6 +119,11 @@ impl MmioDevice {
     /// The device's own descriptors.
     pub fn event_fds(&self) -> &[RawFd] {
         &self.event_fds
+    }
+
+    /// What is readable when a device that had used up its rate is to be run as if it had been activated.
+    pub fn timer(&self) -> Option<RawFd> {
+        self.timer
     }
 
     /// The device's counters; none but `busy` when it does not return from the host in time.
@@ -158,7 +171,12 @@ impl MmioDevice {
         let inner = &mut *guard;
         let Some(queues) = &mut inner.queues else { return };
         let mut queues: Vec<&mut Queue> = queues.iter_mut().collect();
-        match step(inner.device.as_mut(), &mut queues, &self.memory) {
+        let step = || step(inner.device.as_mut(), &mut queues, &self.memory);
+        let result = match &mut inner.limiter {
+            Some(limiter) => limiter.run(step),
+            None => step(),
+        };
+        match result {
             Ok(signals) if signals.is_empty() => {}
             Ok(_) => self.interrupt.raise(USED_RING),
             Err(error) => self.give_up(inner, &error),

@@ -86,7 +86,7 @@ impl Bench {
     fn new() -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let calls = Arc::new(Calls::default());
-        let device = MmioDevice::new(Box::new(Probe(Arc::clone(&calls))), memory.clone()).unwrap();
+        let device = MmioDevice::new(Box::new(Probe(Arc::clone(&calls))), memory.clone(), None).unwrap();
         Self { device, calls, memory }
     }
 

@@ -9,6 +9,7 @@ pub mod chain;
 pub mod event_loop;
 pub mod io;
 pub mod mmio;
+pub mod rate;
 pub mod registers;
 pub mod rng;
 

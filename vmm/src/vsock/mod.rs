@@ -41,7 +41,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::Queue;
 
 use crate::virtio::chain::{self, Chain, Indirect, Limits};
-use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice};
+use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice, rate};
 use mux::Mux;
 use packet::{HEADER_BYTES, Header};
 
@@ -132,6 +132,7 @@ impl Vsock {
             let Some(chain) = next_chain(queue, memory, &limits)? else { return Ok(Turn::Done) };
             let head = chain.head();
             let mut packet = chain.readable;
+            rate::spend_bytes(packet.len() as u64);
             match Header::take(&mut packet) {
                 Ok(header) => self.mux.packet_of_guest(&header, packet),
                 Err(error) => tracing::debug!(%error, "dropped a chain that holds no packet"),

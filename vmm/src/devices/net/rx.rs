@@ -17,7 +17,7 @@ use virtio_queue::{Queue, QueueT};
 use super::tap::{HEADER_BYTES, Tap};
 use super::used::{Used, complete_together, wants_signal_since};
 use super::{Budget, Drained, FrameCounters, MAX_FRAME_BYTES};
-use crate::virtio::chain::{Chain, Limits, next_chain, put_back};
+use crate::virtio::chain::{Chain, Limits, enable_notification, next_chain, put_back};
 use crate::virtio::io::Buffers;
 use crate::virtio::{BrokenRing, GuestMemory, Signals};
 
@@ -286,9 +286,8 @@ fn next_or_notify<'m>(
     if let Some(chain) = next_chain(queue, memory, limits)? {
         return Ok(Some(chain));
     }
-    match queue.enable_notification(memory) {
-        Ok(true) => next_chain(queue, memory, limits),
-        Ok(false) => Ok(None),
-        Err(error) => Err(BrokenRing { queue: limits.queue, reason: error.to_string() }),
+    if enable_notification(queue, memory, limits)? {
+        return next_chain(queue, memory, limits);
     }
+    Ok(None)
 }

@@ -10,7 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::chain::{Limits, complete};
-use crate::virtio::{BrokenRing, GuestMemory};
+use crate::virtio::{BrokenRing, GuestMemory, rate};
 
 /// Where the entries start in the used ring, after flags and index; the ring of heads in the available ring.
 const RING_OFFSET: u64 = 4;
@@ -34,6 +34,7 @@ pub fn complete_together(
     let Some((last, others)) = chains.split_last() else { return Ok(()) };
     let mut next = queue.next_used();
     for used in others {
+        rate::spend_bytes(used.written.into());
         let slot = u64::from(next & (queue.size() - 1));
         let entry = u64::from(used.written) << 32 | u64::from(used.head);
         queue
