@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
 use sandbox_fuzz::input::Input;
-use sandbox_vmm::boot::{Description, Guest, check_files};
+use sandbox_vmm::boot::{Description, Plan, check_files};
 use sandbox_vmm::memory::{self, Layout};
 use tempfile::TempDir;
 
@@ -26,7 +26,8 @@ fuzz_target!(|data: &[u8]| {
         let _ = check_files(&kernel_path, &image_path);
         let layout = Layout::new(64 << 20);
         let memory = memory::map(layout).unwrap();
-        if let Ok(guest) = Guest::load(&memory, layout, &kernel_path, &image_path) {
+        let plan = Plan::new(layout, &kernel_path, &image_path);
+        if let Ok(guest) = plan.and_then(|plan| plan.work(&memory).map(|()| plan.guest())) {
             let description = Description { cmdline: "panic=-1", vcpus: 1, lines: &[5] };
             let _ = guest.describe(&memory, layout, &description);
         }

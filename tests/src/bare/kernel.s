@@ -5,9 +5,46 @@
 
     .pushsection .rodata.sandbox_bare, "a", @progbits
     .balign 16
-    .globl sandbox_bare_start
     .globl sandbox_bare_end
+
+    // The 64-bit entry: rsi has the zero page, whose ramdisk_image is the image. Back to 32 bits, without paging.
+    .globl sandbox_bare_start64
+    .code64
+sandbox_bare_start64:
+    mov esi, [rsi + 0x218]
+    mov esp, 0x90000
+    sub rsp, 16
+    lea rax, [rip + .Lbare_descriptors]
+    mov word ptr [rsp], 23
+    mov [rsp + 2], rax
+    lgdt [rsp]
+    push 8
+    lea rax, [rip + .Lbare_compatible]
+    push rax
+    .byte 0x48, 0xcb // a far return of 64-bit words
+    .balign 8
+.Lbare_descriptors:
+    .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff
     .code32
+.Lbare_compatible:
+    mov eax, 16
+    mov ds, eax
+    mov es, eax
+    mov ss, eax
+    mov eax, cr0
+    and eax, 0x7fffffff
+    mov cr0, eax
+    mov ecx, 0xc0000080 // EFER, without long mode
+    rdmsr
+    and eax, 0xfffffeff
+    wrmsr
+    mov esp, 0x90000
+    add esi, {offset}
+    xor ebp, ebp
+    jmp .Lbare_next
+
+    // The PVH entry: ebx has the start info.
+    .globl sandbox_bare_start
 sandbox_bare_start:
     mov esp, 0x90000
     mov esi, [ebx + 16]

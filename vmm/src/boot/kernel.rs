@@ -1,18 +1,17 @@
-//! The kernel and the initramfs.
+//! Where the kernel and the initramfs go.
 //!
 //! Both are copied into memory. Mapping the kernel's code from its file instead was tried: it saved 4 MiB of
 //! 39 per machine, but what had been a few large pages became thousands of small ones, each with an exit of its
 //! own when the guest first touches it, and most of them copied after all when the kernel patches itself. The
 //! start took longer than the copy had.
 
-use linux_loader::loader::elf::{Elf, Error as ElfError, PvhBootCapability};
-use linux_loader::loader::{Error as LoaderError, KernelLoader as _};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::check::{check_image, check_kernel};
+use super::elf::Segment;
+use super::plan::Part;
 use super::{BootError, GuestFile};
 use crate::memory::{EXTENDED_START, Extent, Layout};
-use crate::virtio::GuestMemory;
 
 const MIB: u64 = 1 << 20;
 
@@ -23,49 +22,60 @@ const WORKING_BYTES: u64 = 20 * MIB;
 /// Where kernels of ours are linked to (`CONFIG_PHYSICAL_START`): the memory below stays free.
 const KERNEL_START: u64 = 16 * MIB;
 
-/// A kernel in memory.
-pub struct Loaded {
-    /// Its PVH entry.
+/// A kernel's place in memory.
+pub struct Kernel {
+    /// The entry of its ELF image, which is that of the 64-bit boot protocol.
     pub entry: GuestAddress,
     /// The first address after it.
     pub end: u64,
+    /// What is copied where. The memory is fresh: what a segment has behind its bytes of the file is zero.
+    pub parts: Vec<Part>,
 }
 
-/// Loads a kernel to the addresses that it says.
-pub fn load_kernel(
-    memory: &GuestMemory,
-    layout: Layout,
-    kernel: &mut GuestFile,
-) -> Result<Loaded, BootError> {
-    check_kernel(kernel)?;
-    let path = kernel.path.clone();
-    let memory_mib = layout.total() / MIB;
-    let loaded = Elf::load(memory, None, &mut kernel.file, Some(GuestAddress(EXTENDED_START)));
-    let loaded = loaded.map_err(|error| match error {
-        LoaderError::Elf(ElfError::ReadKernelImage) => BootError::LoadKernel {
-            path: path.clone(),
-            memory_mib,
-            why: "a segment is cut off, or does not fit into the memory".to_owned(),
-        },
-        error => BootError::NotAKernel { path: path.clone(), why: error.to_string() },
-    })?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        return Err(BootError::NoPvhEntry(path));
+/// Finds the addresses that a kernel says.
+pub fn place_kernel(layout: Layout, kernel: &GuestFile) -> Result<Kernel, BootError> {
+    let elf = check_kernel(kernel)?;
+    let file_bytes = kernel.file.metadata().map_err(|error| kernel.is_no_kernel(error.to_string()))?.len();
+    let does_not_fit = |why: String| BootError::LoadKernel {
+        path: kernel.path.clone(),
+        memory_mib: layout.total() / MIB,
+        why,
     };
-    if loaded.kernel_end > layout.panic_log().start {
-        let why = format!("it ends at {} MiB", loaded.kernel_end / MIB);
-        return Err(BootError::LoadKernel { path, memory_mib, why });
+    let (mut parts, mut end) = (Vec::new(), 0);
+    for segment in &elf.segments {
+        let (in_file, in_memory) =
+            ends(segment).ok_or_else(|| kernel.is_no_kernel("a segment has no end"))?;
+        if segment.address < EXTENDED_START || segment.file_bytes > segment.memory_bytes {
+            return Err(kernel.is_no_kernel("a segment lies below 1 MiB, or is larger than its place"));
+        }
+        if in_file > file_bytes {
+            return Err(does_not_fit("a segment is cut off".to_owned()));
+        }
+        if in_memory > layout.panic_log().start {
+            return Err(does_not_fit(format!("it ends at {} MiB", in_memory / MIB)));
+        }
+        end = end.max(in_memory);
+        parts.push(Part {
+            offset: segment.offset,
+            to: Extent { start: segment.address, len: segment.file_bytes },
+        });
     }
-    Ok(Loaded { entry, end: loaded.kernel_end })
+    if !(EXTENDED_START..end).contains(&elf.entry) {
+        return Err(kernel.is_no_kernel("its entry lies outside it"));
+    }
+    Ok(Kernel { entry: GuestAddress(elf.entry), end, parts })
 }
 
-/// Loads the initramfs to the upper end of low memory.
-pub fn load_image(
-    memory: &GuestMemory,
-    layout: Layout,
-    image: &mut GuestFile,
-    kernel_end: u64,
-) -> Result<Extent, BootError> {
+/// Where a segment ends in the file and in memory.
+fn ends(segment: &Segment) -> Option<(u64, u64)> {
+    Some((
+        segment.offset.checked_add(segment.file_bytes)?,
+        segment.address.checked_add(segment.memory_bytes)?,
+    ))
+}
+
+/// Finds the initramfs a place at the upper end of low memory.
+pub fn place_image(layout: Layout, image: &GuestFile, kernel_end: u64) -> Result<Part, BootError> {
     let bytes = check_image(image)?;
     let top = layout.panic_log().start;
     let start = top.checked_sub(bytes).map(|start| start & !0xfff).filter(|&start| start >= kernel_end);
@@ -78,11 +88,7 @@ pub fn load_image(
             needed_mib: needed.max(kernel_end + bytes).div_ceil(MIB) + 1,
         });
     };
-    let count = usize::try_from(bytes).unwrap_or(usize::MAX);
-    memory
-        .read_exact_volatile_from(GuestAddress(start), &mut image.file, count)
-        .map_err(|why| BootError::ReadImage { path: image.path.clone(), why: why.to_string() })?;
-    Ok(Extent { start, len: bytes })
+    Ok(Part { offset: 0, to: Extent { start, len: bytes } })
 }
 
 #[cfg(test)]

@@ -44,31 +44,25 @@ fn file(content: &[u8]) -> (tempfile::NamedTempFile, GuestFile) {
     (file, opened)
 }
 
-fn load(content: &[u8], memory_mib: u64) -> Result<Loaded, BootError> {
-    let layout = Layout::new(memory_mib * MIB);
-    let memory = crate::memory::map(layout).unwrap();
-    load_kernel(&memory, layout, &mut file(content).1)
+fn kernel(content: &[u8], memory_mib: u64) -> Result<Kernel, BootError> {
+    place_kernel(Layout::new(memory_mib * MIB), &file(content).1)
 }
 
-fn place_image(content: &[u8], memory_mib: u64) -> Result<Extent, BootError> {
-    let layout = Layout::new(memory_mib * MIB);
-    let memory = crate::memory::map(layout).unwrap();
-    load_image(&memory, layout, &mut file(content).1, 30 * MIB)
+fn image(content: &[u8], memory_mib: u64) -> Result<Extent, BootError> {
+    place_image(Layout::new(memory_mib * MIB), &file(content).1, 30 * MIB).map(|part| part.to)
 }
 
 #[test]
-fn a_kernel_is_loaded_and_entered_by_its_note() {
-    let layout = Layout::new(64 * MIB);
-    let memory = crate::memory::map(layout).unwrap();
-    let loaded = load_kernel(&memory, layout, &mut file(&elf(0x1000, 0x3000, true)).1).unwrap();
-    assert_eq!((loaded.entry.0, loaded.end), (PVH_ENTRY.into(), KERNEL_START + 0x3000));
-    let byte = |at| memory.read_obj::<u8>(GuestAddress(at)).unwrap();
-    assert_eq!([byte(KERNEL_START + 0xfff), byte(KERNEL_START + 0x1000)], [0x5a, 0]);
+fn a_kernel_is_placed_and_entered_where_its_headers_say() {
+    let kernel = kernel(&elf(0x1000, 0x3000, true), 64).unwrap();
+    assert_eq!((kernel.entry.0, kernel.end), (KERNEL_START, KERNEL_START + 0x3000));
+    let [part] = kernel.parts[..] else { panic!("{} parts", kernel.parts.len()) };
+    assert_eq!((part.offset, part.to), (0x200, Extent { start: KERNEL_START, len: 0x1000 }));
 }
 
 #[test]
 fn what_is_no_kernel_is_told_apart() {
-    let text = |content: &[u8], memory_mib| load(content, memory_mib).err().unwrap().to_string();
+    let text = |content: &[u8], memory_mib| kernel(content, memory_mib).err().unwrap().to_string();
     assert!(text(b"#!/bin/sh\n", 64).contains("too short"));
     assert!(text(&[0; 4096], 64).contains("no ELF image"));
     assert!(text(&elf(0x1000, 0x1000, false), 64).contains("CONFIG_PVH=y"));
@@ -76,7 +70,15 @@ fn what_is_no_kernel_is_told_apart() {
     assert!(text(&elf(0x1000, 100 * MIB, true), 64).contains("it ends at 116 MiB"));
     let mut low = elf(0x1000, 0x1000, true);
     low[24..32].copy_from_slice(&0x1000u64.to_le_bytes());
-    assert!(text(&low, 64).contains("is not a guest kernel"));
+    assert!(text(&low, 64).contains("entry lies outside it"));
+    for (field, value) in [(24, 0x1000), (24, u64::MAX), (32, u64::MAX), (32, 0x2000)] {
+        let mut damaged = elf(0x1000, 0x1000, true);
+        damaged[64 + field..][..8].copy_from_slice(&value.to_le_bytes());
+        assert!(text(&damaged, 64).contains("is not a guest kernel: a segment"), "{field} {value}");
+    }
+    let mut high = elf(0x1000, 0x1000, true);
+    high[24..32].copy_from_slice(&(KERNEL_START + 0x1000).to_le_bytes());
+    assert!(text(&high, 64).contains("entry lies outside it"));
     let mut other = elf(0x1000, 0x1000, true);
     other[18] = 183;
     assert!(text(&other, 64).contains("not of a 64-bit x86 program"));
@@ -85,7 +87,7 @@ fn what_is_no_kernel_is_told_apart() {
 #[test]
 fn an_image_lies_at_the_top_below_the_panic_log() {
     let content = [CPIO_MAGIC, &[1; 5000]].concat();
-    let extent = place_image(&content, 64).unwrap();
+    let extent = image(&content, 64).unwrap();
     assert_eq!(extent.len, 5006);
     assert_eq!(extent.start % 4096, 0);
     assert!(extent.end() <= 64 * MIB - 0x10000 && extent.end() > 64 * MIB - 0x10000 - 4096);
@@ -94,17 +96,17 @@ fn an_image_lies_at_the_top_below_the_panic_log() {
 #[test]
 fn an_image_that_is_none_is_refused() {
     for content in [&b""[..], b"070", b"\x1f\x8b\x08\0\0\0\0\0", &[0; 100]] {
-        assert!(matches!(place_image(content, 64), Err(BootError::NotAnImage { .. })));
+        assert!(matches!(image(content, 64), Err(BootError::NotAnImage { .. })));
     }
 }
 
 #[test]
 fn too_little_memory_says_what_would_do() {
     let content = [CPIO_MAGIC, &vec![0; 8 << 20]].concat();
-    let error = place_image(&content, 48).unwrap_err().to_string();
+    let error = image(&content, 48).unwrap_err().to_string();
     assert!(
         error.contains("48 MiB of memory are too little") && error.contains("at least 52 MiB"),
         "{error}"
     );
-    assert!(place_image(&content, 52).is_ok());
+    assert!(image(&content, 52).is_ok());
 }

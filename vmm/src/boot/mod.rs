@@ -1,12 +1,15 @@
 //! Everything that lies in guest memory before its first instruction, and the state of the first vCPU.
 //!
-//! The kernel is entered by the PVH protocol (Xen's `xen/include/public/arch-x86/hvm/start_info.h`): 32-bit
-//! protected mode without paging, `ebx` pointing at a structure that names the command line, the initramfs and
-//! a memory map. The kernel says in an ELF note where.
+//! The kernel is entered by the 64-bit boot protocol of Linux (its `Documentation/arch/x86/boot.rst`): long mode
+//! with paging, `rsi` pointing at the zero page, at the entry of its ELF image. QEMU enters the same image by the
+//! PVH protocol; there the kernel first looks for Xen, with an exit for each of 256 questions, and goes to long
+//! mode by itself.
 //!
 //! ```text
-//!  0x6000   start info, and the list of its one module, the initramfs
-//!  0x7000   memory map
+//!  0        MP floating pointer
+//!  0x500    segment descriptors
+//!  0x7000   zero page
+//!  0x8000   page tables
 //!  0x20000  command line
 //!  0xf0000  MP table
 //!  1 MiB    kernel, at the addresses of its ELF segments
@@ -17,10 +20,14 @@
 
 mod check;
 pub mod cmdline;
+mod elf;
 mod kernel;
+mod linux;
 mod mptable;
-mod pvh;
+mod plan;
 pub mod registers;
+
+pub use plan::Plan;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -76,9 +83,9 @@ pub enum BootError {
         /// What is wrong.
         why: &'static str,
     },
-    /// The image could not be read.
-    #[error("cannot read the guest image {path}: {why}")]
-    ReadImage {
+    /// The kernel or the image could not be read.
+    #[error("cannot read the guest file {path}: {why}")]
+    Read {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -127,6 +134,10 @@ impl GuestFile {
             File::open(path).map_err(|why| BootError::Open { what, path: path.to_owned(), why, variable })?;
         Ok(Self { file, path: path.to_owned() })
     }
+
+    fn is_no_kernel(&self, why: impl Into<String>) -> BootError {
+        BootError::NotAKernel { path: self.path.clone(), why: why.into() }
+    }
 }
 
 /// Checks that the kernel and the image are such, which either machine would find out late or in other words.
@@ -154,20 +165,6 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Puts kernel and image into memory. It takes no more than the memory, so that the machine can be made
-    /// meanwhile.
-    pub fn load(
-        memory: &GuestMemory,
-        layout: Layout,
-        kernel: &std::path::Path,
-        image: &std::path::Path,
-    ) -> Result<Self, BootError> {
-        let (mut kernel, mut image) = (GuestFile::kernel(kernel)?, GuestFile::image(image)?);
-        let loaded = kernel::load_kernel(memory, layout, &mut kernel)?;
-        let initramfs = kernel::load_image(memory, layout, &mut image, loaded.end)?;
-        Ok(Self { entry: loaded.entry, initramfs })
-    }
-
     /// Tells the guest about its machine, and returns where its kernel is entered.
     pub fn describe(
         self,
@@ -176,8 +173,9 @@ impl Guest {
         machine: &Description<'_>,
     ) -> Result<Entry, BootError> {
         mptable::write(memory, machine.vcpus, machine.lines)?;
-        pvh::write(memory, layout, self.initramfs, machine.cmdline)?;
-        Ok(Entry { instruction: self.entry, start_info: pvh::START_INFO })
+        linux::write(memory, layout, self.initramfs, machine.cmdline)?;
+        registers::write_segments(memory)?;
+        Ok(Entry { instruction: self.entry, zero_page: linux::ZERO_PAGE, page_tables: linux::PAGE_TABLES })
     }
 }
 
@@ -186,6 +184,8 @@ impl Guest {
 pub struct Entry {
     /// Its first instruction.
     pub instruction: GuestAddress,
-    /// What `ebx` holds.
-    pub start_info: GuestAddress,
+    /// What `rsi` holds.
+    pub zero_page: GuestAddress,
+    /// What `cr3` holds.
+    pub page_tables: GuestAddress,
 }

@@ -1,10 +1,13 @@
 //! The MP table (Intel MultiProcessor Specification 1.4): how many processors there are, and how interrupt
 //! lines reach them.
 //!
-//! It is what a kernel without ACPI goes by. A floating pointer, found by its signature between 960 KiB and
-//! 1 MiB, leads to a table of a header and entries: a processor each, the ISA bus, the I/O APIC, those of its
-//! interrupt lines that are in use, and the two local lines of every processor. The kernel sets up every line
-//! that it finds here, with several exits each, so there is none without a device.
+//! It is what a kernel without ACPI goes by. A floating pointer leads to a table of a header and entries: a
+//! processor each, the ISA bus, the I/O APIC, those of its interrupt lines that are in use, and the two local
+//! lines of every processor. The kernel sets up every line that it finds here, with several exits each, so there
+//! is none without a device.
+//!
+//! The pointer is found by its signature. Linux looks for it first in the first KiB, 16 bytes at a time, and maps
+//! and unmaps a page for each look: at address 0, it is found at once.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -13,15 +16,15 @@ use crate::virtio::GuestMemory;
 
 /// Where the table lies: firmware's place, which no memory map gives to the guest.
 const START: u64 = 0xf_0000;
-const POINTER_BYTES: u64 = 16;
+/// Where the pointer to it lies.
+const POINTER: u64 = 0;
+const POINTER_BYTES: usize = 16;
 const HEADER_BYTES: usize = 44;
 
 const SPECIFICATION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// The line of the timer chip.
-const TIMER_LINE: u8 = 0;
 
 /// Kinds of entries.
 const PROCESSOR: u8 = 0;
@@ -40,19 +43,19 @@ const BOOT_PROCESSOR: u8 = 2;
 const ALL_PROCESSORS: u8 = 0xff;
 const ISA_BUS: u8 = 0;
 
-/// Writes the table for so many processors and these interrupt lines, besides that of the timer.
+/// Writes the table for so many processors and these interrupt lines.
 pub fn write(memory: &GuestMemory, vcpus: u8, lines: &[u8]) -> Result<(), BootError> {
     let failed = |_| BootError::Table("MP table");
     let table = table(vcpus, lines);
-    memory.write_slice(&table, GuestAddress(START + POINTER_BYTES)).map_err(failed)?;
-    memory.write_slice(&pointer(), GuestAddress(START)).map_err(failed)
+    memory.write_slice(&table, GuestAddress(START)).map_err(failed)?;
+    memory.write_slice(&pointer(), GuestAddress(POINTER)).map_err(failed)
 }
 
 fn pointer() -> Vec<u8> {
     let mut pointer = b"_MP_".to_vec();
-    pointer.extend(((START + POINTER_BYTES) as u32).to_le_bytes());
+    pointer.extend((START as u32).to_le_bytes());
     pointer.extend([1, SPECIFICATION, 0]);
-    pointer.resize(POINTER_BYTES as usize, 0);
+    pointer.resize(POINTER_BYTES, 0);
     set_checksum(&mut pointer, 10);
     pointer
 }
@@ -75,7 +78,7 @@ fn table(vcpus: u8, lines: &[u8]) -> Vec<u8> {
     let io_apic_id = vcpus;
     let address = IO_APIC.to_le_bytes();
     add(&[IO_APIC_ENTRY, io_apic_id, APIC_VERSION, ENABLED, address[0], address[1], address[2], address[3]]);
-    for &line in std::iter::once(&TIMER_LINE).chain(lines) {
+    for &line in lines {
         add(&[LINE, VECTORED, 0, 0, ISA_BUS, line, io_apic_id, line]);
     }
     add(&[LOCAL_LINE, EXTERNAL, 0, 0, ISA_BUS, 0, 0, 0]);
@@ -124,8 +127,8 @@ mod tests {
     fn the_header_states_its_own_length_and_count() {
         let table = table(3, &[4, 5]);
         assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
-        assert_eq!(u16::from_le_bytes([table[34], table[35]]), 3 + 1 + 1 + 3 + 2);
-        assert_eq!(table.len(), HEADER_BYTES + 3 * 20 + 7 * 8);
+        assert_eq!(u16::from_le_bytes([table[34], table[35]]), 3 + 1 + 1 + 2 + 2);
+        assert_eq!(table.len(), HEADER_BYTES + 3 * 20 + 6 * 8);
     }
 
     #[test]
@@ -137,6 +140,6 @@ mod tests {
 
     #[test]
     fn the_largest_table_fits_below_one_mebibyte() {
-        assert!(START + POINTER_BYTES + table(254, &[5; 19]).len() as u64 <= 1 << 20);
+        assert!(START + table(254, &[5; 19]).len() as u64 <= 1 << 20);
     }
 }

@@ -80,9 +80,12 @@ pub fn set_protected_mode(vcpu: &VcpuFd) -> Result<(), VmError> {
     vcpu.set_sregs(&sregs).map_err(VmError::of("set a vCPU's segments"))
 }
 
-/// Sets where a vCPU starts.
+/// Sets where a vCPU starts, and the mode in which Linux is entered.
 pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), VmError> {
-    let general = registers::general(entry.instruction.0, entry.start_info.0);
+    let mut sregs = vcpu.get_sregs().map_err(VmError::of("read a vCPU's segments"))?;
+    registers::set_long_mode(&mut sregs, entry);
+    vcpu.set_sregs(&sregs).map_err(VmError::of("set a vCPU's segments"))?;
+    let general = registers::general(entry.instruction.0, entry.zero_page.0);
     vcpu.set_regs(&general).map_err(VmError::of("set a vCPU's registers"))
 }
 

@@ -48,7 +48,7 @@ fn bench(program: &[u8]) -> Option<Bench> {
         }
     };
     bare.memory.write_slice(program, GuestAddress(START)).unwrap();
-    set_entry(&bare.first, Entry { instruction: GuestAddress(START), start_info: GuestAddress(0) }).unwrap();
+    bare.first.set_regs(&registers::general(START, 0)).unwrap();
     let (port, mmio) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
     let mut shared = Shared {
         memory_bus: Bus::default(),

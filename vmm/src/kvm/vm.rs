@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address as _, GuestMemory as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
@@ -65,13 +65,12 @@ pub fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Gives it interrupt controllers and a timer, all inside KVM.
+/// Gives it interrupt controllers, inside KVM. There is no timer chip: every processor that can have a guest has a
+/// timer in its local controller, whose frequency the guest is told.
 pub fn add_interrupt_controllers(vm: &VmFd) -> Result<(), VmError> {
     let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
     vm.set_tss_address(tss).map_err(VmError::of("place its task state"))?;
-    vm.create_irq_chip().map_err(VmError::of("make interrupt controllers"))?;
-    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(timer).map_err(VmError::of("make a timer"))
+    vm.create_irq_chip().map_err(VmError::of("make interrupt controllers"))
 }
 
 /// Where a device is, by its place in the order of devices.
