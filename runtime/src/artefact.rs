@@ -1,12 +1,14 @@
 //! Finding the guest kernel, the guest image and `sandbox-vmm`.
 //!
-//! In this order: an environment variable, the installed places, beside the running binary, the build tree that
-//! the binary was compiled in.
+//! In this order: an environment variable, the operator's configuration, the installed places, beside the running
+//! binary, the build tree that the binary was compiled in.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use crate::config::Machine;
 
 /// Something that a run needs from the installation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,7 +26,7 @@ pub enum Artefact {
 pub enum ArtefactError {
     /// It is nowhere.
     #[error(
-        "the {what} is in none of its places ({places}): build it with `make`, install it with `make install`, or name it with {variable}"
+        "the {what} is in none of its places ({places}): build it with `make`, install it with `make install`, or name it with {variable} or `{key}` of the configuration"
     )]
     Missing {
         /// What it is.
@@ -33,16 +35,18 @@ pub enum ArtefactError {
         places: String,
         /// The variable that names it.
         variable: &'static str,
+        /// The key of the configuration that does.
+        key: &'static str,
     },
-    /// The environment names something that is not there.
-    #[error("the {what} {}, named by {variable}, cannot be read: {error}", path.display())]
+    /// Somebody names something that is not there.
+    #[error("the {what} {}, named by {by}, cannot be read: {error}", path.display())]
     Unreadable {
         /// What it is.
         what: &'static str,
         /// The path.
         path: PathBuf,
-        /// The variable.
-        variable: &'static str,
+        /// The variable or the key.
+        by: &'static str,
         /// Why.
         error: io::Error,
     },
@@ -84,9 +88,24 @@ impl Artefact {
         }
     }
 
+    /// The key of the configuration that names it.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Kernel => "machine.kernel",
+            Self::Image => "machine.image",
+            Self::Vmm => "machine.vmm",
+        }
+    }
+
     /// Finds it and looks whether it is what it should be.
-    pub fn find(self) -> Result<PathBuf, ArtefactError> {
-        let named = std::env::var_os(self.variable()).map(PathBuf::from);
+    pub fn find(self, config: &Machine) -> Result<PathBuf, ArtefactError> {
+        let variable = std::env::var_os(self.variable()).map(|path| (PathBuf::from(path), self.variable()));
+        let configured = match self {
+            Self::Kernel => &config.kernel,
+            Self::Image => &config.image,
+            Self::Vmm => &config.vmm,
+        };
+        let named = variable.or_else(|| Some((configured.clone()?, self.key())));
         let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
         self.find_in(named, &self.places(beside.as_deref()))
     }
@@ -110,11 +129,15 @@ impl Artefact {
         directories.into_iter().map(|directory| directory.join(self.file_name())).collect()
     }
 
-    fn find_in(self, named: Option<PathBuf>, places: &[PathBuf]) -> Result<PathBuf, ArtefactError> {
-        let (what, variable) = (self.what(), self.variable());
-        if let Some(path) = named {
+    fn find_in(
+        self,
+        named: Option<(PathBuf, &'static str)>,
+        places: &[PathBuf],
+    ) -> Result<PathBuf, ArtefactError> {
+        let what = self.what();
+        if let Some((path, by)) = named {
             return match self.check(&path) {
-                Err(CheckError::Io(error)) => Err(ArtefactError::Unreadable { what, path, variable, error }),
+                Err(CheckError::Io(error)) => Err(ArtefactError::Unreadable { what, path, by, error }),
                 Err(CheckError::Wrong(why)) => Err(ArtefactError::Wrong { what, path, why }),
                 Ok(()) => Ok(absolute(path)),
             };
@@ -130,7 +153,8 @@ impl Artefact {
         }
         let places =
             places.iter().map(|p| absolute(p.clone()).display().to_string()).collect::<Vec<_>>().join(", ");
-        Err(ArtefactError::Missing { what, places, variable })
+        let (variable, key) = (self.variable(), self.key());
+        Err(ArtefactError::Missing { what, places, variable, key })
     }
 
     fn check(self, path: &Path) -> Result<(), CheckError> {
@@ -207,7 +231,7 @@ mod tests {
         fs::write(&places[1], elf(62)).unwrap();
         fs::write(&places[2], elf(62)).unwrap();
         assert_eq!(Artefact::Kernel.find_in(None, &places).unwrap(), absolute(places[1].clone()));
-        let named = Artefact::Kernel.find_in(Some(places[2].clone()), &places).unwrap();
+        let named = Artefact::Kernel.find_in(Some((places[2].clone(), "SANDBOX_KERNEL")), &places).unwrap();
         assert_eq!(named, absolute(places[2].clone()));
     }
 
@@ -217,7 +241,8 @@ mod tests {
         let message = Artefact::Kernel.find_in(None, &places).unwrap_err().to_string();
         assert!(message.contains("/nowhere/vmlinux, /neither/vmlinux"), "{message}");
         assert!(message.contains("SANDBOX_KERNEL"), "{message}");
-        let named = Artefact::Image.find_in(Some("/nowhere/image".into()), &places).unwrap_err();
+        let named =
+            Artefact::Image.find_in(Some(("/nowhere/image".into(), "machine.image")), &places).unwrap_err();
         assert!(matches!(named, ArtefactError::Unreadable { .. }));
     }
 

@@ -6,6 +6,7 @@
 //! | [`cli`] | the command line of `sandbox` |
 //! | [`lifecycle`] | what can be done with a sandbox, for the command line and for shims |
 //! | [`spec`] | the bundle: reading, validating, turning host paths into guest paths |
+//! | [`config`] | what the operator wants of every sandbox |
 //! | [`client`] | the foreground process: starts a monitor, forwards signals, holds the terminal |
 //! | [`monitor`] | the process that owns a sandbox: its own start and its requests |
 //! | [`sandbox`] | the driver: the phases of a sandbox's life, run by the monitor |
@@ -25,6 +26,7 @@ pub mod artefact;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod descriptor;
 mod engine;
 pub mod exit;

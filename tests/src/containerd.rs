@@ -78,6 +78,7 @@ impl Containerd {
         let rest = rest(&id, directory.path());
         let mut containerd = Self { id, namespace, directory, daemon: None };
         fs::write(containerd.path("config.toml"), containerd.configuration(&rest)).expect("a file");
+        containerd.operator("");
         containerd.start();
         containerd.import();
         Some(containerd)
@@ -101,6 +102,7 @@ impl Containerd {
         command.env("PATH", format!("{}:{SEARCH_PATH}", programs.display()));
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
         command.env("SANDBOX_ROOT", self.path("state")).env("SANDBOX_MACHINE", machine());
+        command.env("SANDBOX_CONFIG", self.path("sandbox.toml"));
         command.env("SANDBOX_KERNEL", artefact("SANDBOX_KERNEL", "vmlinux"));
         command.env("SANDBOX_IMAGE", artefact("SANDBOX_IMAGE", "guest.img"));
         self.daemon = Some(Process::spawn(&mut command));
@@ -123,6 +125,11 @@ impl Containerd {
             daemon.signal(Signal::SIGKILL);
             daemon.wait_alone();
         }
+    }
+
+    /// Writes the operator's configuration, which holds for what is made from now on.
+    pub fn operator(&self, text: &str) {
+        fs::write(self.path("sandbox.toml"), text).expect("a file");
     }
 
     /// What the daemon has said.

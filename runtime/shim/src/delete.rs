@@ -42,20 +42,23 @@ pub enum DeleteError {
 /// Removes what is left of a container. Returns what containerd is answered.
 pub fn delete(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
     let id: SandboxId = flags.id.parse()?;
-    let place = place::of(&flags.namespace, flags.debug)?;
     let bundle = flags.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
-    for line in lifecycle::delete_by_force(&id, &place.root)? {
+    let root = match place::root_of(&bundle) {
+        Some(root) => root,
+        None => place::of(&flags.namespace, flags.debug)?.root,
+    };
+    for line in lifecycle::delete_by_force(&id, &root)? {
         Log::plain().info(&line);
     }
     mounts::unmount(&bundle.join(ROOTFS))?;
-    if place.root.exists() {
-        let _lock = place::lock(&place.root)?;
-        let socket = place::socket(&place.root, &flags.id);
+    if root.exists() {
+        let _lock = place::lock(&root)?;
+        let socket = place::socket(&root, &flags.id);
         if UnixStream::connect(&socket).is_err() {
             let _ = std::fs::remove_file(&socket);
         }
         // The last one out; it is not empty otherwise.
-        let _ = std::fs::remove_dir(&place.root);
+        let _ = std::fs::remove_dir(&root);
     }
     let answer = DeleteResponse {
         exit_status: KILLED,

@@ -38,9 +38,7 @@ pub fn check(options: Option<&Any>) -> Result<(), OptionsError> {
         }
         name if GENERIC.contains(&name) => match options.value.is_empty() {
             true => Ok(()),
-            false => {
-                Err(OptionsError::Unsupported("ConfigPath", ": the environment of containerd configures it"))
-            }
+            false => Err(OptionsError::Unsupported("ConfigPath", ": /etc/sandbox/config.toml configures it")),
         },
         _ => Err(OptionsError::Unknown(options.type_url.clone())),
     }

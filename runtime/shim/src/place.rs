@@ -1,5 +1,5 @@
 //! Where things are on the host: the state of a namespace's containers, the sockets of its shims, and what the
-//! environment says about the machine.
+//! operator's configuration and the environment say about the machine.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use sandbox_runtime::cgroup::Manager;
+use sandbox_runtime::config::{Config, ConfigError};
 use sandbox_runtime::lifecycle::Place;
 use sandbox_runtime::state::default_root;
 use sandbox_vmm_api::MachineChoice;
@@ -34,6 +35,9 @@ pub enum PlaceError {
         /// Why.
         error: io::Error,
     },
+    /// The operator's configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The machine does not exist.
     #[error("{MACHINE}: {0:?} is no machine: write kvm, qemu or auto, or leave it out")]
     Machine(String),
@@ -45,18 +49,37 @@ pub fn of(namespace: &str, debug: bool) -> Result<Place, PlaceError> {
     if namespace.is_empty() || namespace.contains(['/', '\0']) {
         return Err(PlaceError::Namespace(namespace.into()));
     }
-    let above = std::env::var_os(ROOT).map_or_else(default_root, PathBuf::from);
-    Ok(Place { root: above.join(format!("@{namespace}")), cgroups: Manager::Cgroupfs, debug })
+    let config = Config::load(None)?;
+    let named = std::env::var_os(ROOT).map(PathBuf::from).or_else(|| config.root.clone());
+    let root = named.unwrap_or_else(default_root).join(format!("@{namespace}"));
+    Ok(Place { root, cgroups: Manager::Cgroupfs, debug, config })
 }
 
-/// The machine that the environment asks for.
-pub fn machine() -> Result<MachineChoice, PlaceError> {
+/// The machine that the environment asks for, if it does.
+pub fn machine() -> Result<Option<MachineChoice>, PlaceError> {
     match std::env::var(MACHINE).unwrap_or_default().as_str() {
-        "" | "auto" => Ok(MachineChoice::Auto),
-        "kvm" => Ok(MachineChoice::Kvm),
-        "qemu" => Ok(MachineChoice::Qemu),
+        "" => Ok(None),
+        "auto" => Ok(Some(MachineChoice::Auto)),
+        "kvm" => Ok(Some(MachineChoice::Kvm)),
+        "qemu" => Ok(Some(MachineChoice::Qemu)),
         other => Err(PlaceError::Machine(other.into())),
     }
+}
+
+/// Where a containerd of version 1 looks for the address of a shim when it is started again: a file of the bundle.
+const ADDRESS_FILE: &str = "address";
+
+/// Notes the address of a container's shim in its bundle.
+pub fn note_address(bundle: &Path, address: &str) -> io::Result<()> {
+    std::fs::write(bundle.join(ADDRESS_FILE), address)
+}
+
+/// The root of a container's state, by that address. The configuration may have changed since, or be wrong by now, and
+/// what is left is to be found all the same.
+pub fn root_of(bundle: &Path) -> Option<PathBuf> {
+    let address = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
+    let root = Path::new(address.strip_prefix("unix://")?).parent()?;
+    root.is_absolute().then(|| root.to_owned())
 }
 
 /// The socket of the shim of a pod, or of a container without one.
@@ -88,6 +111,15 @@ pub fn lock(root: &Path) -> Result<File, PlaceError> {
 mod tests {
     use super::*;
     use sandbox_runtime::state::SandboxId;
+
+    #[test]
+    fn the_root_is_found_by_the_address() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(root_of(bundle.path()), None);
+        let socket = socket(Path::new("/run/other/@ns"), "pod");
+        note_address(bundle.path(), &format!("unix://{}", socket.display())).unwrap();
+        assert_eq!(root_of(bundle.path()).as_deref(), Some(Path::new("/run/other/@ns")));
+    }
 
     #[test]
     fn a_namespace_has_a_root_that_is_no_sandbox() {

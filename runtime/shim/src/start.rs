@@ -28,9 +28,6 @@ const MAX_INPUT_BYTES: u64 = 10 << 20;
 /// The pod that a container belongs to.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
-/// Where a containerd of version 1 looks for the address of a shim when it is started again.
-const ADDRESS_FILE: &str = "address";
-
 /// Why no shim was started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -82,7 +79,7 @@ pub fn start(flags: &Flags) -> Result<Vec<u8>, StartError> {
         }
     }
     let address = format!("unix://{}", socket.display());
-    std::fs::write(bundle.join(ADDRESS_FILE), &address).map_err(host("write the address"))?;
+    place::note_address(&bundle, &address).map_err(host("write the address"))?;
     match parameters {
         None => Ok(address.into_bytes()),
         Some(_) => {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::machine::name;
 use super::{Error, Global, print, security};
 use crate::artefact::Artefact;
+use crate::config::{Config, Machine};
 use crate::exit;
 use crate::state::SandboxId;
 
@@ -90,14 +91,14 @@ enum Verdict {
 /// Reports what the host offers. The exit code says whether a sandbox can run.
 pub fn check(args: &Args, global: &Global) -> Result<u8, Error> {
     if let Some(id) = &args.security {
-        let report = security::look(id, &global.root())?;
+        let report = security::look(id, &global.root()?)?;
         match args.format {
             Form::Json => print(&format!("{}\n", serde_json::json!(report)))?,
             Form::Text => print(&security::text(&report))?,
         }
         return Ok(0);
     }
-    let report = look()?;
+    let report = look(global)?;
     match args.format {
         Form::Json => print(&format!("{}\n", serde_json::json!(report)))?,
         Form::Text => print(&text(&report))?,
@@ -105,14 +106,15 @@ pub fn check(args: &Args, global: &Global) -> Result<u8, Error> {
     Ok(if report.ready { 0 } else { exit::FAILED })
 }
 
-fn look() -> Result<Report, Error> {
-    let mut items = vec![user(), cgroups()];
+fn look(global: &Global) -> Result<Report, Error> {
+    let (config, configuration) = configuration(global);
+    let mut items = vec![user(), cgroups(), configuration];
     items.extend([
-        artefact("guest kernel", Artefact::Kernel),
-        artefact("guest image", Artefact::Image),
-        artefact("sandbox-vmm", Artefact::Vmm),
+        artefact("guest kernel", Artefact::Kernel, &config),
+        artefact("guest image", Artefact::Image, &config),
+        artefact("sandbox-vmm", Artefact::Vmm, &config),
     ]);
-    let (auto, reason) = match Artefact::Vmm.find() {
+    let (auto, reason) = match Artefact::Vmm.find(&config) {
         Ok(program) => {
             let probe = probe(&program)?;
             items.push(machine("KVM", &probe.kvm));
@@ -155,8 +157,26 @@ fn cgroups() -> Item {
     }
 }
 
-fn artefact(name: &'static str, artefact: Artefact) -> Item {
-    match artefact.find() {
+/// What the operator wants of machines, and whether it can be read.
+fn configuration(global: &Global) -> (Machine, Item) {
+    let item = |verdict, finding, remedy| Item { name: "configuration", verdict, finding, remedy };
+    match Config::load(global.config.as_deref()) {
+        Ok(config) if config.files.is_empty() => {
+            (config.machine, item(Verdict::Ok, "none; the defaults hold".into(), None))
+        }
+        Ok(config) => {
+            let files: Vec<String> = config.files.iter().map(|path| path.display().to_string()).collect();
+            (config.machine, item(Verdict::Ok, files.join(", "), None))
+        }
+        Err(error) => {
+            let remedy = "docs/configuration.md has each key".into();
+            (Config::default().machine, item(Verdict::Failed, error.to_string(), Some(remedy)))
+        }
+    }
+}
+
+fn artefact(name: &'static str, artefact: Artefact, config: &Machine) -> Item {
+    match artefact.find(config) {
         Ok(path) => Item { name, verdict: Verdict::Ok, finding: path.display().to_string(), remedy: None },
         Err(error) => {
             let remedy = format!("build it with `make`, or name it with {}", artefact.variable());

@@ -67,7 +67,7 @@ pub fn create(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
         detached: true,
         console: args.engine.console(),
     };
-    let plan = lifecycle::plan(wanted, &global.place(), log)?;
+    let plan = lifecycle::plan(wanted, &global.place()?, log)?;
     let mut on_machine =
         |kind: MachineKind, reason: &str| log.debug(&format!("machine: {}: {reason}", name(kind)));
     carry_out(&plan, &args.engine, &mut on_machine)?;

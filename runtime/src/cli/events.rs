@@ -32,7 +32,7 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
     let interval = args.interval.map_or(DEFAULT_INTERVAL, |span| span.0);
     let mut oom_kills = None;
     loop {
-        let stats = match lifecycle::stats(&args.id, &global.root()) {
+        let stats = match lifecycle::stats(&args.id, &global.root()?) {
             // It ended, or was deleted, meanwhile.
             Err(error) if oom_kills.is_some() && ended(&error) => return Ok(0),
             stats => stats?,

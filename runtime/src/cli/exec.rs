@@ -60,7 +60,7 @@ pub struct Args {
 /// Runs one more process in a running sandbox. Returns its exit code, or 0 for a detached one.
 pub fn exec(args: &Args, global: &Global) -> Result<u8, Error> {
     args.engine.check()?;
-    let (directory, record) = find(&global.root(), &args.id)?;
+    let (directory, record) = find(&global.root()?, &args.id)?;
     match record.status {
         Status::Running => {}
         Status::Stopped => return Err(Error::Failed("cannot exec in a stopped container".into())),

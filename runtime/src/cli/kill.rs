@@ -27,7 +27,7 @@ pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
             args.signal
         ))
     })?;
-    lifecycle::signal(&args.id, &global.root(), signal, args.all)?;
+    lifecycle::signal(&args.id, &global.root()?, signal, args.all)?;
     Ok(0)
 }
 

@@ -24,7 +24,7 @@ enum Form {
 
 /// Lists the sandboxes that run.
 pub fn list(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
-    let (records, errors) = records(&global.root())?;
+    let (records, errors) = records(&global.root()?)?;
     errors.iter().for_each(|error| log.error(&error.to_string()));
     let text = match (args.quiet, args.format) {
         (true, _) => records.iter().map(|record| format!("{}\n", record.id)).collect(),

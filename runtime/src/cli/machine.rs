@@ -10,10 +10,10 @@ use crate::quantity::Span;
 /// The options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MachineOptions {
-    /// The machine to run on: kvm, qemu, or whichever works better here
-    #[arg(long, value_enum, default_value = "auto", env = "SANDBOX_MACHINE", hide_env = true)]
-    pub machine: Machine,
-    /// How long the guest may take to boot, and to answer each request
+    /// The machine to run on: kvm, qemu, or whichever works better here [default: auto]
+    #[arg(long, value_enum, env = "SANDBOX_MACHINE", hide_env = true)]
+    pub machine: Option<Machine>,
+    /// How long the guest may take to boot, and to answer each request [default: 1m]
     #[arg(long, value_name = "DURATION")]
     pub boot_timeout: Option<Span>,
     /// Keep what the guest prints on its console in this file
@@ -36,17 +36,10 @@ impl MachineOptions {
     /// What they ask for.
     pub fn wanted(&self) -> MachineWanted {
         MachineWanted {
-            choice: self.machine.into(),
+            choice: self.machine.map(Into::into),
             boot_timeout: self.boot_timeout.map(|span| span.0),
             console: self.console.as_deref().map(absolute),
         }
-    }
-}
-
-impl Machine {
-    /// Whether the choice is left to the runtime.
-    pub fn is_auto(self) -> bool {
-        matches!(self, Self::Auto)
     }
 }
 

@@ -23,9 +23,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use machine::absolute;
 
 use crate::cgroup::Manager as CgroupManager;
 use crate::client::{ClientError, ExecError};
+use crate::config::{Config, ConfigError};
 use crate::lifecycle::{self, Place};
 use crate::log::{Format, Level, Log};
 use crate::monitor::AskError;
@@ -52,6 +54,9 @@ struct Global {
     /// Directory of the state of running sandboxes [default: /run/sandbox]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    /// The operator's configuration [default: /etc/sandbox/config.toml, if there is one]
+    #[arg(long, value_name = "FILE", global = true, env = "SANDBOX_CONFIG", hide_env = true)]
+    config: Option<PathBuf>,
     /// Append messages to this file
     #[arg(long, value_name = "FILE", global = true)]
     log: Option<PathBuf>,
@@ -73,17 +78,29 @@ struct Global {
 }
 
 impl Global {
-    fn root(&self) -> PathBuf {
-        let root = self.root.clone().unwrap_or_else(default_root);
-        // Other processes use it too, from other directories.
-        std::path::absolute(&root).unwrap_or(root)
+    /// The state root. Who names it does without a configuration.
+    fn root(&self) -> Result<PathBuf, Error> {
+        match &self.root {
+            Some(root) => Ok(absolute(root)),
+            None => Ok(root_of(&self.config()?)),
+        }
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> Result<Place, Error> {
+        let config = self.config()?;
+        let root = self.root.as_deref().map_or_else(|| root_of(&config), absolute);
         let wanted = self.cgroup_manager.unwrap_or_default();
         let cgroups = if self.systemd_cgroup { CgroupManager::Systemd } else { wanted };
-        Place { root: self.root(), cgroups, debug: self.debug }
+        Ok(Place { root, cgroups, debug: self.debug, config })
     }
+
+    fn config(&self) -> Result<Config, Error> {
+        Ok(Config::load(self.config.as_deref())?)
+    }
+}
+
+fn root_of(config: &Config) -> PathBuf {
+    config.root.clone().unwrap_or_else(default_root)
 }
 
 #[derive(Debug, Subcommand)]
@@ -141,6 +158,8 @@ enum Error {
     Failed(String),
     #[error(transparent)]
     Check(#[from] check::CheckError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("{0}")]
     Usage(String),
     #[error("cannot send the process to the pidfd socket {}: {error}", path.display())]

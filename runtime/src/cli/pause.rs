@@ -13,12 +13,12 @@ pub struct Args {
 
 /// Holds every process of a sandbox.
 pub fn pause(args: &Args, global: &Global) -> Result<u8, Error> {
-    lifecycle::pause(&args.id, &global.root())?;
+    lifecycle::pause(&args.id, &global.root()?)?;
     Ok(0)
 }
 
 /// Lets the processes of a paused sandbox go on.
 pub fn resume(args: &Args, global: &Global) -> Result<u8, Error> {
-    lifecycle::resume(&args.id, &global.root())?;
+    lifecycle::resume(&args.id, &global.root()?)?;
     Ok(0)
 }

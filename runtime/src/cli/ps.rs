@@ -31,10 +31,10 @@ enum Form {
 pub fn ps(args: &Args, global: &Global) -> Result<u8, Error> {
     let text = match args.format {
         Form::Json => {
-            format!("{}\n", serde_json::json!(lifecycle::host_processes(&args.id, &global.root())?))
+            format!("{}\n", serde_json::json!(lifecycle::host_processes(&args.id, &global.root()?)?))
         }
         Form::Table => {
-            let Processes { processes, .. } = lifecycle::processes(&args.id, &global.root())?;
+            let Processes { processes, .. } = lifecycle::processes(&args.id, &global.root()?)?;
             table(&processes)
         }
     };

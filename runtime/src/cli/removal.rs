@@ -17,7 +17,7 @@ pub struct Args {
 
 /// Removes what is left of a sandbox.
 pub fn delete(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
-    let root = global.root();
+    let root = global.root()?;
     let said = match args.force {
         false => lifecycle::delete(&args.id, &root)?,
         true => lifecycle::delete_by_force(&args.id, &root)?,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sandbox_protocol::RootWrites;
-use sandbox_vmm_api::MachineKind;
+use sandbox_vmm_api::{MachineChoice, MachineKind};
 
 use super::create::{self, Engine};
 use super::machine::{MachineOptions, name};
@@ -88,11 +88,13 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
         detached: args.detach,
         console: args.engine.console(),
     };
-    let plan = lifecycle::plan(wanted, &global.place(), log)?;
+    let place = global.place()?;
+    let is_auto = wanted.machine.choice.unwrap_or(place.config.machine.choice) == MachineChoice::Auto;
+    let plan = lifecycle::plan(wanted, &place, log)?;
     timeline.mark("read bundle");
     let mut on_machine = |kind: MachineKind, reason: &str| {
         let choice = format!("machine: {}: {reason}", name(kind));
-        match args.machine.machine.is_auto() && !args.quiet {
+        match is_auto && !args.quiet {
             true => log.info(&choice),
             false => log.debug(&choice),
         }

@@ -13,6 +13,6 @@ pub struct Args {
 
 /// Executes the process of a created sandbox.
 pub fn start(args: &Args, global: &Global) -> Result<u8, Error> {
-    lifecycle::start(&args.id, &global.root())?;
+    lifecycle::start(&args.id, &global.root()?)?;
     Ok(0)
 }

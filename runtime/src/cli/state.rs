@@ -14,7 +14,7 @@ pub struct Args {
 
 /// Prints the state of a sandbox, with the fields of the OCI specification and those that runc adds.
 pub fn state(args: &Args, global: &Global) -> Result<u8, Error> {
-    let (_, record) = find(&global.root(), &args.id)?;
+    let (_, record) = find(&global.root()?, &args.id)?;
     let mut state = record.oci_state(record.status);
     state["rootfs"] = json!(record.rootfs);
     state["created"] = json!(record.created);

@@ -94,8 +94,8 @@ impl std::str::FromStr for Bytes {
 /// Changes the limits of a sandbox.
 pub fn update(args: &Args, global: &Global) -> Result<u8, Error> {
     // Before anything that is wrong with the limits.
-    lifecycle::socket_of_living(&args.id, &global.root())?;
-    lifecycle::update(&args.id, &global.root(), args.limits()?)?;
+    lifecycle::socket_of_living(&args.id, &global.root()?)?;
+    lifecycle::update(&args.id, &global.root()?, args.limits()?)?;
     Ok(0)
 }
 

@@ -11,12 +11,13 @@ use super::Error;
 use super::pod::Pod;
 use crate::artefact::Artefact;
 use crate::cgroup;
+use crate::config::Config;
 use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::network;
 use crate::sandbox::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
 use crate::spec::{
-    Bundle, GuestSpec, MachineSize, Overrides, Role, check_network, rates_of, refuse_rates, take_joined,
+    Asked, Bundle, GuestSpec, Overrides, Role, check_network, rates_of, refuse_rates, take_joined,
 };
 use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
@@ -36,14 +37,16 @@ pub struct Place {
     pub cgroups: cgroup::Manager,
     /// Whether the machine's log is shown.
     pub debug: bool,
+    /// What the operator wants.
+    pub config: Config,
 }
 
 /// The machine that is wanted.
 #[derive(Clone, Debug)]
 pub struct MachineWanted {
-    /// Which.
-    pub choice: MachineChoice,
-    /// How long the guest may take to boot, and to answer each request.
+    /// Which; none: as the operator wants.
+    pub choice: Option<MachineChoice>,
+    /// How long the guest may take to boot, and to answer each request; none: as the operator wants.
     pub boot_timeout: Option<Duration>,
     /// The file that keeps what the guest prints on its console, absolute.
     pub console: Option<PathBuf>,
@@ -83,10 +86,11 @@ pub struct Wanted<'a> {
 /// Reads the bundle and decides everything.
 pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error> {
     let bundle = Bundle::load(wanted.bundle, &wanted.overrides)?;
+    let asked = Asked::of(bundle.spec(), &place.config.annotations)?;
     if let Err(error) = sweep(&place.root) {
         log.debug(&format!("leftovers of dead sandboxes could not be removed: {error}"));
     }
-    let mut guest = GuestSpec::of(&bundle, &wanted.id, wanted.writes)?;
+    let mut guest = GuestSpec::of(&bundle, &wanted.id, asked.root_writes.unwrap_or(wanted.writes))?;
     set_console_size(&mut guest);
     check_terminal(&guest.spec, wanted.detached, &wanted.console)?;
     let role = Role::of(bundle.spec())?;
@@ -102,7 +106,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
     let home = match role {
         Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),
         Role::Member(sandbox) => Home::Pod(PodPlan { sandbox, shares }),
-        Role::Alone | Role::Sandbox => Home::Own(Box::new(machine(&wanted, &bundle, shares, place)?)),
+        Role::Alone | Role::Sandbox => Home::Own(Box::new(machine(&wanted, &bundle, asked, shares, place)?)),
     };
     let container = ContainerPlan {
         create: Create {
@@ -142,21 +146,24 @@ const NO_FOREGROUND: &str = "the configuration's annotations say that the contai
 fn machine(
     wanted: &Wanted<'_>,
     bundle: &Bundle,
+    asked: Asked,
     shares: Vec<ShareEntry>,
     place: &Place,
 ) -> Result<MachinePlan, Error> {
-    let size = MachineSize::of(bundle.spec())?;
-    let (kernel, image, vmm) = (Artefact::Kernel.find()?, Artefact::Image.find()?, Artefact::Vmm.find()?);
+    let config = &place.config.machine;
+    let size = config.sizes.machine(bundle.spec())?;
+    let find = |artefact: Artefact| artefact.find(config);
+    let (kernel, image, vmm) = (find(Artefact::Kernel)?, find(Artefact::Image)?, find(Artefact::Vmm)?);
     let directory = place.root.join(wanted.id.as_str());
     let paths = StateDirPaths(&directory);
     Ok(MachinePlan {
         vmm,
         config: VmConfig {
-            machine: wanted.machine.choice,
+            machine: wanted.machine.choice.unwrap_or(config.choice),
             kernel,
             image,
-            memory_mib: size.memory_mib,
-            vcpus: size.vcpus,
+            memory_mib: asked.memory_mib.unwrap_or(size.memory_mib),
+            vcpus: asked.vcpus.unwrap_or(size.vcpus),
             cmdline: GUEST_CMDLINE.into(),
             vsock: Some(VsockConfig { cid: GUEST_CID, socket: paths.vsock_socket() }),
             shares,
@@ -168,7 +175,7 @@ fn machine(
             rates: rates_of(bundle.spec())?,
         },
         times: Times {
-            answer: wanted.machine.boot_timeout.unwrap_or(Times::DEFAULT_ANSWER),
+            answer: wanted.machine.boot_timeout.unwrap_or(config.boot_timeout),
             run: wanted.timeout,
         },
         debug: place.debug,

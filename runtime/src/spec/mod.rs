@@ -5,6 +5,7 @@
 //! as far as this host can tell; a [`GuestSpec`], in which every host path has become the path at which the
 //! guest finds it, next to the list of what the machine has to share for it.
 
+mod annotations;
 mod cgroup_mounts;
 pub mod fields;
 mod id_maps;
@@ -21,6 +22,7 @@ mod walk;
 use std::io;
 use std::path::PathBuf;
 
+pub use annotations::{ANNOTATIONS, Asked};
 pub use load::{
     Bundle, MAX_CONFIG_BYTES, process_from, process_from_json, process_of, resources_of, spec_of,
 };
@@ -28,7 +30,7 @@ pub use overrides::Overrides;
 pub use pod::{Role, check_network, namespace_path, process_of_namespace, take_joined};
 pub use rates::{rates_of, refuse_rates};
 pub use share::GuestSpec;
-pub use size::{MachineSize, overhead_mib};
+pub use size::{MachineSize, MachineSizes};
 pub use template::template;
 pub use validate::{check_process, is_bind};
 

@@ -2,6 +2,7 @@
 
 mod abrupt;
 mod bad_input;
+mod configuration;
 mod consoles;
 mod containerd;
 mod containerd_cri;
