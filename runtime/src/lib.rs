@@ -16,6 +16,7 @@
 //! | [`cgroup`] | the cgroup of the host that a sandbox is put in |
 //! | [`share`] | the files of a machine that runs: adding a container's, and taking them away |
 //! | [`hooks`] | the hooks that run on the host |
+//! | [`metrics`] | what sandboxes do, in numbers |
 //! | [`features`] | what the runtime can do, for engines |
 //! | [`state`] | ids, states, the state directory |
 //!
@@ -36,6 +37,7 @@ pub mod lifecycle;
 pub mod listening;
 pub mod log;
 pub mod machine;
+pub mod metrics;
 pub mod monitor;
 mod mounts;
 pub mod network;

@@ -9,6 +9,7 @@ mod exec;
 mod kill;
 mod list;
 mod machine;
+mod metrics;
 mod pause;
 mod ps;
 mod removal;
@@ -135,6 +136,8 @@ enum Command {
     Update(Box<update::Args>),
     /// Print what a sandbox uses
     Events(events::Args),
+    /// Print the metrics of all sandboxes, or serve them
+    Metrics(metrics::Args),
     /// Say what this runtime can do, for engines
     Features,
 }
@@ -166,6 +169,8 @@ enum Error {
     PidfdSocket { path: PathBuf, error: std::io::Error },
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
+    #[error("cannot serve on {address}: {error}")]
+    Listen { address: String, error: std::io::Error },
     #[error("cannot print: {0}")]
     Print(std::io::Error),
 }
@@ -234,6 +239,7 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::Resume(args)) => pause::resume(&args, &cli.global),
         Some(Command::Update(args)) => update::update(&args, &cli.global),
         Some(Command::Events(args)) => events::events(&args, &cli.global),
+        Some(Command::Metrics(args)) => metrics::metrics(&args, &cli.global, log),
         Some(Command::Features) => {
             print(&format!("{:#}\n", features::features()))?;
             Ok(0)

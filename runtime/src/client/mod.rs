@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags};
 use sandbox_protocol::frame::{self, FrameError};
 use sandbox_vmm_api::MachineKind;
 
+use crate::metrics::Attempt;
 use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
 use crate::sandbox::{Ending, Ends, Failure, Home, Plan, PodPlan, Request};
 use crate::stand_in::{StandIn, StandInError};
@@ -64,7 +65,8 @@ pub fn run(
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
     let monitor = monitor::start(&theirs).map_err(host("start the monitor"))?;
     drop(theirs);
-    let mut watch = Watch { plan, signals, terminal: None, on_machine, ended: None };
+    let attempt = Attempt::begin(plan.starts.as_deref());
+    let mut watch = Watch { plan, signals, terminal: None, on_machine, attempt, ended: None };
     // From here on the monitor is waited for, whatever happens: closing the lifeline ends it.
     let told = frame::write(&mut lifeline, plan, MAX_LIFELINE_BYTES).map_err(ClientError::Plan);
     let watched = told.and_then(|()| watch.until_the_end(&mut lifeline));
@@ -124,6 +126,7 @@ fn make(
     on_machine: &mut dyn FnMut(MachineKind, &str),
 ) -> Result<Created, ClientError> {
     let host = |step| move |error| ClientError::Host { step, error };
+    let mut attempt = Attempt::begin(plan.starts.as_deref());
     let (mut lifeline, theirs) = UnixStream::pair().map_err(host("make the monitor's lifeline"))?;
     let mut stand_in = StandIn::start(&theirs, plan, streams)?;
     drop(theirs);
@@ -131,9 +134,15 @@ fn make(
     let mut ended = None;
     while told.is_ok() {
         match frame::read(&mut lifeline, MAX_LIFELINE_BYTES) {
-            Ok(Some(FromMonitor::Machine { kind, reason })) => on_machine(kind, &reason),
+            Ok(Some(FromMonitor::Machine { kind, reason })) => {
+                attempt.on(kind);
+                on_machine(kind, &reason);
+            }
             Ok(Some(FromMonitor::Created)) => match stand_in.release() {
-                Ok(()) => return Ok(Created::Stands { stand_in: stand_in.into_child() }),
+                Ok(()) => {
+                    attempt.stands();
+                    return Ok(Created::Stands { stand_in: stand_in.into_child() });
+                }
                 Err(error) => {
                     stand_in.kill();
                     told = Err(error.into());
@@ -200,6 +209,7 @@ struct Watch<'a> {
     signals: Signals,
     terminal: Option<RawTerminal>,
     on_machine: &'a mut dyn FnMut(MachineKind, &str),
+    attempt: Attempt,
     ended: Option<(Ending, Timeline)>,
 }
 
@@ -234,8 +244,11 @@ impl Watch<'_> {
 
     fn heard(&mut self, message: FromMonitor, lifeline: &mut UnixStream) {
         match message {
-            FromMonitor::Machine { kind, reason } => (self.on_machine)(kind, &reason),
-            FromMonitor::Created => {}
+            FromMonitor::Machine { kind, reason } => {
+                self.attempt.on(kind);
+                (self.on_machine)(kind, &reason);
+            }
+            FromMonitor::Created => self.attempt.stands(),
             FromMonitor::Started => {
                 if self.has_terminal() {
                     self.terminal = RawTerminal::enter();

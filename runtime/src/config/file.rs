@@ -15,6 +15,7 @@ pub struct File {
     machine: MachineSection,
     state: StateSection,
     annotations: AnnotationsSection,
+    metrics: MetricsSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -43,6 +44,12 @@ struct AnnotationsSection {
     allowed: Option<Vec<Allowed>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MetricsSection {
+    directory: Option<AbsolutePath>,
+}
+
 impl File {
     /// Reads one. Errors have its path, and the place in it.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
@@ -59,7 +66,7 @@ impl File {
 
     /// Changes what it has.
     pub fn apply(self, config: &mut Config) {
-        let Self { machine, state, annotations } = self;
+        let Self { machine, state, annotations, metrics } = self;
         let to = &mut config.machine;
         set(&mut to.sizes.memory_mib, machine.memory.map(|size| size.0));
         set(&mut to.sizes.pod_memory_mib, machine.pod_memory.map(|size| size.0));
@@ -71,6 +78,7 @@ impl File {
         set(&mut to.vmm, machine.vmm.map(|path| Some(path.0)));
         set(&mut to.boot_timeout, machine.boot_timeout.map(|timeout| timeout.0));
         set(&mut config.root, state.root.map(|path| Some(path.0)));
+        set(&mut config.metrics, metrics.directory.map(|path| Some(path.0)));
         let allowed = annotations.allowed.map(|all| all.into_iter().map(|one| one.0).collect());
         set(&mut config.annotations, allowed);
     }

@@ -37,6 +37,8 @@ pub struct Config {
     pub root: Option<PathBuf>,
     /// The annotations that are honoured.
     pub annotations: Vec<String>,
+    /// Where starts are counted, if they are.
+    pub metrics: Option<PathBuf>,
     /// The files that say so.
     pub files: Vec<PathBuf>,
 }
@@ -68,7 +70,7 @@ impl Default for Config {
             boot_timeout: Times::DEFAULT_ANSWER,
             sizes: MachineSizes::default(),
         };
-        Self { machine, root: None, annotations: Vec::new(), files: Vec::new() }
+        Self { machine, root: None, annotations: Vec::new(), metrics: None, files: Vec::new() }
     }
 }
 

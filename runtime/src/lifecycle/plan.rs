@@ -136,7 +136,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         },
         cgroup: host_cgroup(bundle.spec(), place.cgroups)?,
     };
-    Ok(Plan { container, home })
+    Ok(Plan { container, home, starts: place.config.metrics.clone() })
 }
 
 const NO_FOREGROUND: &str = "the configuration's annotations say that the container joins a pod, which works with \

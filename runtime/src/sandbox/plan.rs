@@ -19,6 +19,9 @@ pub struct Plan {
     pub container: ContainerPlan,
     /// Where it is going to live.
     pub home: Home,
+    /// Where the start of its machine is counted, if it is: the client's affair.
+    #[serde(skip)]
+    pub starts: Option<PathBuf>,
 }
 
 /// Where a container lives.
