@@ -132,6 +132,20 @@ impl Containerd {
         fs::write(self.path("sandbox.toml"), text).expect("a file");
     }
 
+    /// Waits until the daemon has said a line with all of these words: it passes on what shims say.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than anything may take.
+    #[track_caller]
+    pub fn wait_for_log(&self, words: &[&str]) {
+        let deadline = Instant::now() + patience();
+        while !self.log().lines().any(|line| words.iter().all(|word| line.contains(word))) {
+            assert!(Instant::now() < deadline, "nobody has said {words:?}: {}", self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// What the daemon has said.
     pub fn log(&self) -> String {
         self.daemon.as_ref().map(|daemon| daemon.so_far().1).unwrap_or_default()

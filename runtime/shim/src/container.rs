@@ -20,6 +20,7 @@ use sandbox_runtime::sandbox::Request;
 use sandbox_runtime::spec::Overrides;
 use sandbox_runtime::state::{self, SandboxId};
 use sandbox_runtime::{exit, spec};
+use sandbox_vmm_api::MachineKind;
 
 use crate::error::Error;
 use crate::events::{Events, timestamp};
@@ -80,7 +81,10 @@ impl Container {
         let rootfs = Mounted::on(&bundle.join(ROOTFS), &request.rootfs)?;
         let (ends, held) = stdio::open(&streams, id.as_str(), &shared.namespace)?;
         let plan = lifecycle::plan(wanted(id.clone(), &bundle)?, &shared.place, &Log::plain())?;
-        let stand_in = lifecycle::create(&plan, Some(ends), &mut |_, reason| log::info(reason))?;
+        let mut on_machine = |kind: MachineKind, reason: &str| {
+            log::info(Some(id.as_str()), &format!("machine: {kind:?}: {reason}"));
+        };
+        let stand_in = lifecycle::create(&plan, Some(ends), &mut on_machine)?;
         let init = Arc::new(Process::new(String::new(), streams, None));
         init.hold(held);
         init.stands(stand_in.id());
@@ -107,6 +111,7 @@ impl Container {
         let _telling = self.init.telling();
         if out_of_memory {
             let container_id = self.id.to_string();
+            log::error(Some(&container_id), "the memory limit was reached, and a process was killed");
             self.shared.events.publish(&TaskOOM { container_id, ..TaskOOM::default() });
         }
         self.ended(&self.init, code);
@@ -115,6 +120,7 @@ impl Container {
     /// Notes the end of a process and tells of it. The caller has the right to tell.
     fn ended(&self, process: &Process, code: u32) {
         let exit = Exit::now(code);
+        self.note(&process.name, &format!("the process ended with code {code}"));
         self.shared.events.publish(&TaskExit {
             container_id: self.id.to_string(),
             // The container's own is known by its name.
@@ -125,6 +131,13 @@ impl Container {
             ..TaskExit::default()
         });
         process.ended(exit);
+    }
+
+    /// Logs what its first process does. Those that are added come and go with every probe.
+    fn note(&self, process: &str, message: &str) {
+        if process.is_empty() {
+            log::info(Some(self.id.as_str()), message);
+        }
     }
 
     /// A process by its name; empty: the container's first.
@@ -147,6 +160,7 @@ impl Container {
             lifecycle::start(&self.id, self.root())?;
         }
         process.becomes(Status::Running);
+        self.note(name, "the process has started");
         let (container_id, pid) = (self.id.to_string(), process.state().pid);
         match name {
             "" => self.shared.events.publish(&TaskStart { container_id, pid, ..TaskStart::default() }),
@@ -282,7 +296,7 @@ impl Container {
         self.init.expect(&[Status::Created, Status::Stopped], "delete")?;
         // By force: where what stands for the container was killed, its monitor may not be gone yet.
         for line in lifecycle::delete_by_force(&self.id, self.root())? {
-            log::error(&line);
+            log::error(Some(self.id.as_str()), &line);
         }
         let exit = self
             .init
@@ -340,7 +354,7 @@ fn io(streams: &Streams) -> TaskIO {
 /// Starts a thread that waits for something. Without one there is nobody who could tell, and the shim is of no use.
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) {
     if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(run) {
-        log::error(&format!("cannot start a thread: {error}"));
+        log::error(None, &format!("cannot start a thread: {error}"));
         std::process::abort();
     }
 }

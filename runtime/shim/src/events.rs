@@ -94,7 +94,7 @@ impl Events {
         };
         let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(envelope).is_err()) {
-            log::error(&format!("the event {} was dropped: containerd does not take any", E::TOPIC));
+            log::error(None, &format!("the event {} was dropped: containerd does not take any", E::TOPIC));
         }
     }
 
@@ -119,7 +119,7 @@ fn forward(address: &str, queue: &Receiver<Envelope>, finishing: &AtomicBool) {
                 // The connection may have been to one that is no more.
                 Err(_) if attempt == 1 => {}
                 Err(error) if attempt == ATTEMPTS || finishing.load(Ordering::Relaxed) => {
-                    log::error(&format!("the event {topic} could not be sent to containerd: {error}"));
+                    log::error(None, &format!("the event {topic} could not be sent to containerd: {error}"));
                     break;
                 }
                 Err(_) => std::thread::sleep(PAUSE),

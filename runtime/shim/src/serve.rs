@@ -44,7 +44,7 @@ pub enum ServeError {
 pub fn serve(flags: &Flags) -> Result<(), ServeError> {
     let listener = descriptor::take(LISTENER_FD).map_err(ServeError::NotOurs)?;
     descriptor::keep_from_children();
-    log::open();
+    log::open(&flags.namespace, &flags.id);
     let place = place::of(&flags.namespace, flags.debug)?;
     let root = place.root.clone();
     let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();

@@ -17,6 +17,7 @@ use sandbox_runtime::{lifecycle, spec};
 use crate::container::{Container, Shared};
 use crate::error::Error;
 use crate::events::{any, timestamp};
+use crate::log;
 use crate::process::Status;
 use crate::stats::metrics;
 use crate::stdio::Streams;
@@ -90,6 +91,7 @@ impl Task for Service {
             }
             Err(error) => {
                 self.containers().remove(&id);
+                log::error(Some(&id), &format!("it could not be made: {error}"));
                 Err(error.into())
             }
         }

@@ -17,6 +17,10 @@ fn a_run_has_the_exit_code_and_the_streams_of_its_process() {
     let Some(containerd) = Containerd::new("ctr-run") else { return };
     let outcome = containerd.run("box", "--rm", "uname -r; echo error >&2; exit 7").expect_code(7);
     assert!(outcome.out().contains("-sandbox\n") && outcome.err().contains("error\n"), "{outcome}");
+    for said in ["the process has started", "the process ended with code 7"] {
+        let message = format!("msg=\"{said}\" runtime=io.containerd.sandbox.v2");
+        containerd.wait_for_log(&[&message, "sandbox=box container=box"]);
+    }
     // The name is free again.
     containerd.run("box", "--rm --env A=b --cwd /tmp", "echo $A $PWD; echo >/file").expect_stdout("b /tmp\n");
     containerd.run("box", "--rm --read-only", "echo >/file").expect_error(1, &["Read-only"]);
@@ -193,6 +197,44 @@ fn what_happens_is_told_in_order() {
         "{seen}"
     );
     events.kill();
+}
+
+/// Prints what the host spends on a pod that does nothing, for docs/kubernetes.md:
+/// `cargo test --release -p sandbox-tests --test e2e -- --ignored --nocapture what_an_idle_pod_costs`.
+#[test]
+#[ignore = "it prints figures, and fails only where there are none"]
+fn what_an_idle_pod_costs() {
+    let Some(containerd) = Containerd::new("ctr-cost") else { return };
+    let annotations = |kind: &str| {
+        format!(
+            "--annotation io.kubernetes.cri.container-type={kind} --annotation io.kubernetes.cri.sandbox-id=pod"
+        )
+    };
+    let sandbox = format!("--detach --null-io {}", annotations("sandbox"));
+    containerd.run("pod", &sandbox, "exec sleep 1000").expect_code(0);
+    let listed = containerd.line("task ps pod").expect_code(0).out();
+    let pid = listed.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("a process");
+    let member =
+        format!("--detach --null-io --with-ns network:/proc/{pid}/ns/net {}", annotations("container"));
+    containerd.run("one", &member, "exec sleep 1000").expect_code(0);
+    // The guest gives memory back that it used for its start.
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    let mut total = 0;
+    for word in [SHIM, "/proc/self/exe", "sandbox-vmm", "qemu-system"] {
+        for pid in containerd.processes(word) {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+            let kib: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            println!("{kib:7} KiB  {}", command.chars().take(60).collect::<String>());
+            total += kib;
+        }
+    }
+    println!("{total:7} KiB  in all (PSS)");
+    assert!(total > 0);
+    containerd.end("one");
+    containerd.end("pod");
 }
 
 #[test]
