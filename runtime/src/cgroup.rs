@@ -30,7 +30,7 @@ pub enum CgroupError {
     /// The path leads elsewhere.
     #[error(
         "config.json: `linux.cgroupsPath`: `{0}` is not the path of a cgroup: write one such as /sandboxes/name \
-         (the form slice:prefix:name belongs to --systemd-cgroup)"
+         or kubepods.slice:prefix:name"
     )]
     Path(PathBuf),
     /// systemd is wanted, which is not supported.
@@ -64,6 +64,9 @@ pub enum Manager {
 }
 
 /// Checks a path of config.json, and makes it one below the mounts of the hierarchies.
+///
+/// Kubernetes names a pod's cgroup in systemd's words where its kubelet has systemd make the slices: the cgroup of the
+/// container is then made in the slice, as a scope would be, without systemd's help.
 pub fn check(path: &Path, manager: Manager) -> Result<PathBuf, CgroupError> {
     if manager == Manager::Systemd {
         return Err(CgroupError::Systemd(match Path::new(SYSTEMD).is_dir() {
@@ -71,12 +74,29 @@ pub fn check(path: &Path, manager: Manager) -> Result<PathBuf, CgroupError> {
             false => "systemd does not run on this host, which has no /run/systemd/system",
         }));
     }
+    if let Some(scope) = path.to_str().and_then(scope) {
+        return Ok(scope);
+    }
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     let relative: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
     match plain && !relative.as_os_str().is_empty() && !path.to_string_lossy().contains(':') {
         true => Ok(relative),
         false => Err(CgroupError::Path(path.into())),
     }
+}
+
+/// The path of the scope that `slice:prefix:name` stands for, see systemd.slice(5): a slice `a-b.slice` is in `a.slice`.
+fn scope(path: &str) -> Option<PathBuf> {
+    let words: Vec<&str> = path.split(':').collect();
+    let &[slice, prefix, name] = &words[..] else { return None };
+    let stem = slice.strip_suffix(".slice")?;
+    let plain = |word: &str| !word.is_empty() && !word.contains('/') && !word.starts_with('.');
+    if ![stem, prefix, name].into_iter().all(plain) || stem.split('-').any(str::is_empty) {
+        return None;
+    }
+    let ends = stem.match_indices('-').map(|(end, _)| end).chain([stem.len()]);
+    let slices: PathBuf = ends.map(|end| format!("{}.slice", &stem[..end])).collect();
+    Some(slices.join(format!("{prefix}-{name}.scope")))
 }
 
 /// Makes the cgroup in every hierarchy of this host, and puts processes into it.
@@ -187,7 +207,21 @@ mod tests {
     fn a_path_stays_below_the_mounts() {
         assert_eq!(check(Path::new("/a/b"), Manager::Cgroupfs).unwrap(), Path::new("a/b"));
         assert_eq!(check(Path::new("a"), Manager::Cgroupfs).unwrap(), Path::new("a"));
-        for bad in ["", "/", "../a", "/a/../b", "machine.slice:libpod:x"] {
+        let scope =
+            check(Path::new("kubepods-burstable-pod1.slice:cri-containerd:x"), Manager::Cgroupfs).unwrap();
+        let slices = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice";
+        assert_eq!(scope, Path::new(slices).join("cri-containerd-x.scope"));
+        for bad in [
+            "",
+            "/",
+            "../a",
+            "/a/../b",
+            "a:b:c",
+            "a--b.slice:c:d",
+            ".slice:a:b",
+            "a.slice:../b:c",
+            "a.slice:b",
+        ] {
             assert!(check(Path::new(bad), Manager::Cgroupfs).is_err(), "{bad}");
         }
         assert!(check(Path::new("/a"), Manager::Systemd).unwrap_err().to_string().contains("cgroupfs"));

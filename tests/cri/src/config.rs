@@ -19,6 +19,8 @@ pub struct Pod {
     /// The cgroup that it is put in.
     pub cgroup: String,
     pub annotations: HashMap<String, String>,
+    /// The limit of memory of all its containers, in bytes; 0: none.
+    pub memory: i64,
     /// Whether it has the host's network.
     pub host_network: bool,
 }
@@ -81,6 +83,10 @@ impl From<Pod> for PodSandboxConfig {
             annotations: pod.annotations,
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: pod.cgroup,
+                resources: Some(LinuxContainerResources {
+                    memory_limit_in_bytes: pod.memory,
+                    ..Default::default()
+                }),
                 security_context: Some(LinuxSandboxSecurityContext {
                     namespace_options: Some(namespaces),
                     ..Default::default()

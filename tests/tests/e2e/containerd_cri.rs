@@ -3,6 +3,7 @@
 use sandbox_tests::Kubelet;
 use sandbox_tests::containerd::{SHIM, STRANGER, USER};
 use sandbox_tests::kubelet::{EXITED, RUNNING};
+use sandbox_tests::leaks::cgroups_named;
 use serde_json::{Value, json};
 
 /// A script that runs until it is told to end, and says that it is there.
@@ -64,7 +65,11 @@ fn a_pod_is_a_machine_with_its_containers() {
 #[test]
 fn processes_are_added_and_talked_with() {
     let Some(kubelet) = Kubelet::new("cri-talk") else { return };
-    let pod = kubelet.pod("pod");
+    // The kubelet's cgroups are slices where systemd makes them.
+    let slice = format!("cri{}.slice", std::process::id());
+    let pod = kubelet.pod_with("pod", json!({"cgroup": format!("/{slice}")}));
+    let scopes = cgroups_named(&format!("{slice}/cri-containerd-{}.scope", pod.id));
+    assert!(scopes.iter().any(|path| path.is_dir()), "{scopes:?}");
     let echo = "while read line; do echo \"heard $line\"; done";
     let id = kubelet.start(&pod, "echo", echo, json!({"stdin": true}));
     for word in ["one", "two"] {
@@ -86,14 +91,23 @@ fn processes_are_added_and_talked_with() {
     assert_eq!(kubelet.json(&["status", &id])["state"], RUNNING);
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
+    assert!(!scopes.iter().any(|path| path.exists()), "{scopes:?}");
+    for slice in cgroups_named(&slice) {
+        // It is the kubelet's to remove, and not in every directory that was looked at.
+        let _ = std::fs::remove_dir(slice);
+    }
 }
 
 #[test]
 fn a_container_is_as_its_image_and_its_configuration_say() {
     let Some(kubelet) = Kubelet::new("cri-kinds") else { return };
-    let pod = kubelet.pod("pod");
+    // The machine is as large as the pod's limits.
+    let pod = kubelet.pod_with("pod", json!({"memory": 128 << 20}));
     let run = |name: &str, script: &str, besides: Value| kubelet.run(&pod, name, script, besides);
 
+    let (_, log) = run("size", "grep MemTotal /proc/meminfo", json!({}));
+    let kib = log.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number");
+    assert!((128 << 10..200 << 10).contains(&kib), "{log}");
     let (_, log) = run("image-user", "id -u; echo >/file || echo refused", json!({"image": USER}));
     assert!(log.contains("1000\n") && log.contains("refused\n"), "{log}");
     let (_, log) = run("user", "id -u; id -G", json!({"user": 2000, "groups": [3000]}));
