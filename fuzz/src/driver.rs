@@ -59,9 +59,11 @@ impl Driver {
         self.offered.fill(0);
         self.set(0x70, 1);
         self.set(0x70, 3);
-        for (select, half) in [(0, features as u32), (1, (features >> 32) as u32 | 1)] {
+        // Of what is offered, and VERSION_1 in any case: the device comes up.
+        let accepted = features & self.features | 1 << 32;
+        for (select, half) in [(0, accepted as u32), (1, (accepted >> 32) as u32)] {
             self.set(0x24, select);
-            self.set(0x20, half & if select == 0 { self.features as u32 } else { u32::MAX });
+            self.set(0x20, half);
         }
         self.set(0x70, 11);
         for queue in 0..self.queues {
