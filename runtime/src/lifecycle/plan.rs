@@ -16,9 +16,7 @@ use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::network;
 use crate::sandbox::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
-use crate::spec::{
-    Asked, Bundle, GuestSpec, Overrides, Role, check_network, rates_of, refuse_rates, take_joined,
-};
+use crate::spec::{Asked, Bundle, GuestSpec, Overrides, Role, check_network, rates_of, take_joined};
 use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
 
@@ -99,9 +97,6 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         Role::Member(sandbox) => Pod::find(&place.root, sandbox)?.joined(&mut guest.spec)?,
         Role::Alone | Role::Sandbox => take_joined(&mut guest.spec, |_, _| None)?,
     };
-    if let Role::Member(_) = &role {
-        refuse_rates(bundle.spec())?;
-    }
     let GuestSpec { spec, shares, root } = guest;
     let home = match role {
         Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),

@@ -28,7 +28,7 @@ pub use load::{
 };
 pub use overrides::Overrides;
 pub use pod::{Role, check_network, namespace_path, process_of_namespace, take_joined};
-pub use rates::{rates_of, refuse_rates};
+pub use rates::rates_of;
 pub use share::GuestSpec;
 pub use size::{MachineSize, MachineSizes};
 pub use template::template;

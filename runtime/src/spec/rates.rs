@@ -28,16 +28,6 @@ pub fn rates_of(spec: &Spec) -> Result<Rates, SpecError> {
     Ok(rates)
 }
 
-/// Refuses limits for a container that joins a pod: its devices are those of the pod.
-pub fn refuse_rates(spec: &Spec) -> Result<(), SpecError> {
-    match annotations(spec).find(|(key, _)| key.starts_with(PREFIX)) {
-        Some((key, _)) => {
-            Err(wrong(key, "a container that joins a pod has the pod's devices: say it for the pod".into()))
-        }
-        None => Ok(()),
-    }
-}
-
 fn annotations(spec: &Spec) -> impl Iterator<Item = (&String, &String)> {
     spec.annotations().iter().flat_map(HashMap::iter)
 }
@@ -104,7 +94,5 @@ mod tests {
             let error = rates_of(&spec(key, value)).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
-        assert!(refuse_rates(&spec("dev.sandbox.rate.files", "bytes=1")).is_err());
-        assert!(refuse_rates(&spec("another", "bytes=1")).is_ok());
     }
 }
