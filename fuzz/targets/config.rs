@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use sandbox_runtime::spec::{Bundle, MachineSize, Overrides};
+use sandbox_runtime::spec::{Bundle, MachineSizes, Overrides};
 use sandbox_vmm::config::Config;
 use tempfile::TempDir;
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     BUNDLE.with_borrow(|bundle| {
         std::fs::write(bundle.path().join("config.json"), data).unwrap();
         if let Ok(bundle) = Bundle::load(bundle.path(), &Overrides::default()) {
-            let _ = MachineSize::of(bundle.spec());
+            let _ = MachineSizes::default().machine(bundle.spec());
         }
     });
 });
