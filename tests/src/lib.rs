@@ -32,6 +32,7 @@ pub mod pod;
 pub mod podman;
 pub mod process;
 pub mod sandbox;
+pub mod systemd_host;
 pub mod terminal;
 pub mod trace;
 pub mod vmm;

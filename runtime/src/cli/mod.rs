@@ -64,8 +64,8 @@ struct Global {
     /// Form of messages in the log
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
     log_format: Format,
-    /// Put sandboxes into cgroups by way of systemd
-    #[arg(long, global = true, hide = true)]
+    /// Have systemd make the cgroups of sandboxes
+    #[arg(long, global = true)]
     systemd_cgroup: bool,
     /// Who puts sandboxes into cgroups; `disabled`: nobody, they stay where they are started
     #[arg(long, global = true, hide = true, value_name = "MANAGER")]

@@ -23,12 +23,12 @@ use sandbox_vmm_api::MachineKind;
 
 use crate::metrics::Attempt;
 use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
+use crate::process;
 use crate::sandbox::{Ending, Ends, Failure, Home, Plan, PodPlan, Request};
 use crate::stand_in::{StandIn, StandInError};
 use crate::state::{is_owned, read_record, remove_if_dead};
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
-use crate::{cgroup, process};
 
 const POLL: Duration = Duration::from_millis(2);
 
@@ -181,8 +181,8 @@ pub enum Created {
 fn clean_up_after(plan: &Plan) {
     let _ = remove_if_dead(&plan.container.directory());
     // Nobody else has the id, unless that is what went wrong.
-    if let (Some(path), false) = (&plan.container.cgroup, plan.container.directory().exists()) {
-        cgroup::remove(path);
+    if let (Some(cgroup), false) = (&plan.container.cgroup, plan.container.directory().exists()) {
+        cgroup.remove();
     }
 }
 

@@ -11,7 +11,7 @@ use crate::state::{
     Record, SandboxId, StateDir, StateDirPaths, StateError, Status, directories, find, is_owned, owner,
     read_record,
 };
-use crate::{cgroup, hooks, monitor, process};
+use crate::{hooks, monitor, process};
 
 /// How long a sandbox may take to end after its process was killed, or has ended.
 const END_TIME: Duration = Duration::from_secs(20);
@@ -124,8 +124,8 @@ fn remove(id: &SandboxId, directory: &Path, record: Option<&Record>) -> Result<V
         std::thread::sleep(POLL);
     }
     let Some(record) = record else { return Ok(Vec::new()) };
-    if let Some(path) = &record.cgroup {
-        cgroup::remove(path);
+    if let Some(cgroup) = &record.cgroup {
+        cgroup.remove();
     }
     let mut said: Vec<String> = record.network.clean_up(id).err().iter().map(ToString::to_string).collect();
     let failed = hooks::run_all("poststop", &record.poststop, record, Status::Stopped);

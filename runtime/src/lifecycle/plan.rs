@@ -10,7 +10,7 @@ use sandbox_vmm_api::{MachineChoice, ShareEntry, VmConfig, VsockConfig};
 use super::Error;
 use super::pod::Pod;
 use crate::artefact::Artefact;
-use crate::cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
 use crate::hooks::HostHooks;
 use crate::log::Log;
@@ -182,10 +182,10 @@ fn annotations(spec: &Spec) -> std::collections::BTreeMap<String, String> {
 }
 
 /// Where the sandbox is put on the host. Without a path in the configuration it stays where it was started.
-fn host_cgroup(spec: &Spec, manager: cgroup::Manager) -> Result<Option<PathBuf>, Error> {
+fn host_cgroup(spec: &Spec, manager: cgroup::Manager) -> Result<Option<Cgroup>, Error> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
     match path.filter(|path| !path.as_os_str().is_empty() && manager != cgroup::Manager::Disabled) {
-        Some(path) => Ok(Some(cgroup::check(path, manager)?)),
+        Some(path) => Ok(Some(Cgroup::of(path, manager)?)),
         None => Ok(None),
     }
 }

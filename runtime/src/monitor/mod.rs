@@ -34,7 +34,7 @@ use crate::sandbox::{
 };
 use crate::stdio::{Saved, open_console};
 use crate::timings::{Moment, Timeline};
-use crate::{cgroup, exit, process};
+use crate::{exit, process};
 
 /// The name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "monitor";
@@ -99,7 +99,7 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
     let code = exit::code_of(&ending);
     if let (Some(cgroup), false) = (cgroup, detached && client.stands) {
         // Nobody is going to delete what never stood, or was never to stay.
-        cgroup::leave(&cgroup, stand_in.into_iter().chain([std::process::id()]));
+        cgroup.leave(stand_in.into_iter().chain([std::process::id()]));
     }
     client.tell(&FromMonitor::Ended { ending, timeline });
     if let (false, false, Some(terminal)) = (client.is_there, detached, terminal) {
@@ -126,8 +126,8 @@ fn prepare(
     let host = |step| move |error| Error::Host { step, error };
     process::become_subreaper().map_err(host("become the reaper of the machine's processes"))?;
     if let Some(cgroup) = &plan.cgroup {
-        cgroup::enter(cgroup, plan.stand_in.into_iter().chain([std::process::id()]))?;
-        cgroup::limit(cgroup, machine.config.memory_mib.into())?;
+        cgroup.enter(plan.stand_in.into_iter().chain([std::process::id()]))?;
+        cgroup.limit(machine.config.memory_mib.into())?;
     }
     let lifeline = client.lifeline.try_clone().map_err(host("copy the lifeline"))?;
     lifeline::listen(lifeline, claimed.serial, inbox.sender()).map_err(host("listen to the client"))?;

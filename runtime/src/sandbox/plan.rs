@@ -8,6 +8,7 @@ use sandbox_protocol::Create;
 use sandbox_vmm_api::{ShareEntry, VmConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
 use crate::hooks::HostHooks;
 use crate::network;
 use crate::state::{OCI_VERSION, Record, SandboxId, Status, rfc3339};
@@ -60,8 +61,8 @@ pub struct ContainerPlan {
     pub stand_in: Option<u32>,
     /// Where the master of the process's terminal is sent.
     pub console_socket: Option<PathBuf>,
-    /// The cgroup of the host to be in, from the mount of each hierarchy.
-    pub cgroup: Option<PathBuf>,
+    /// The cgroup of the host to be in.
+    pub cgroup: Option<Cgroup>,
 }
 
 /// A machine to be.

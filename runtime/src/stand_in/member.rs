@@ -19,7 +19,7 @@ use crate::monitor::{Added, MAX_LIFELINE_BYTES};
 use crate::sandbox::{ContainerPlan, Ends, Request};
 use crate::stdio::{open_console, window_size};
 use crate::view::View;
-use crate::{cgroup, descriptor, exit};
+use crate::{descriptor, exit};
 
 /// The name of the hidden subcommand.
 pub const MEMBER: &str = "member-stand-in";
@@ -57,8 +57,8 @@ pub fn member() -> Result<u8, StandInError> {
 fn stand(join: Join, door: &UnixStream) -> Result<(Added, Option<OwnedFd>), StandInError> {
     let failed = |error: &dyn std::fmt::Display| StandInError::Failed(error.to_string());
     let Join { view, socket, container, shares } = join;
-    if let Some(path) = &container.cgroup {
-        cgroup::enter(path, std::iter::once(std::process::id())).map_err(|e| failed(&e))?;
+    if let Some(cgroup) = &container.cgroup {
+        cgroup.enter(std::iter::once(std::process::id())).map_err(|e| failed(&e))?;
     }
     let terminal = container.console_socket.as_deref().map(open_console).transpose();
     let terminal = terminal.map_err(|e| failed(&e))?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{SandboxId, Status};
+use crate::cgroup::Cgroup;
 use crate::network;
 
 /// The version of the OCI runtime specification that `state.json` and `sandbox spec` follow.
@@ -32,9 +33,9 @@ pub struct Record {
     /// The root file system, absolute.
     #[serde(default)]
     pub rootfs: PathBuf,
-    /// The cgroup of the host that it is in, from the mount of each hierarchy.
+    /// The cgroup of the host that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Option<Cgroup>,
     /// Its network.
     #[serde(default)]
     pub network: network::Wanted,

@@ -5,9 +5,10 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use sandbox_tests::debian::{archive, unpack};
-use sandbox_tests::place::patience;
+use sandbox_tests::place::{on_kvm, patience, skip};
 use sandbox_tests::podman::Podman;
 use sandbox_tests::process::Process;
+use sandbox_tests::systemd_host::SystemdHost;
 use sandbox_tests::{Outcome, Sandbox, sandbox};
 use serde_json::json;
 
@@ -102,4 +103,51 @@ fn podman_runs_it_and_stops_it() {
     podman.line("stop --time 60 box").expect_code(0);
     podman.line("inspect box --format {{.State.ExitCode}}").expect_stdout("0\n");
     podman.line("rm box").expect_code(0);
+}
+
+#[test]
+fn a_sandbox_is_a_scope_of_the_host_s_systemd() {
+    if on_kvm() {
+        return skip("systemd-scope", "the machine plays no part in it: tested on the software machine");
+    }
+    let Some(archive) = archive("systemd-scope") else { return };
+    let sandbox = sandbox("systemd-scope").command(["sleep", "1000"]);
+    let path = format!("tests-scopes.slice:sandbox:{}", sandbox.id);
+    let sandbox = sandbox.config(|config| config["linux"]["cgroupsPath"] = path.into());
+    let Some(host) = SystemdHost::boot("systemd-scope", &sandbox.directory().join("host"), &archive) else {
+        return;
+    };
+    wait_until_it_runs(|| host.sh("systemctl is-system-running"));
+    let unit = format!("sandbox-{}.scope", sandbox.id);
+    let show = |property: &str| host.sh(&format!("systemctl show --value --property {property} {unit}"));
+    let machine = sandbox_tests::place::machine();
+    let (id, bundle) = (sandbox.id.clone(), sandbox.bundle.path().to_str().expect("a path").to_owned());
+    let create = ["create", "--machine", &machine, "--bundle", &bundle, &id];
+    host.sandbox(&sandbox, create).expect_code(0);
+    host.sandbox(&sandbox, ["start", &sandbox.id]).expect_code(0);
+    show("ActiveState").expect_stdout("active\n");
+    show("Slice").expect_stdout("tests-scopes.slice\n");
+    let bound: u64 = show("MemoryMax").out().trim().parse().expect("a number of bytes");
+    assert!((600 << 20..2048 << 20).contains(&bound), "{bound}");
+    // In the hierarchy of version 2, or in systemd's own of version 1.
+    let script = format!(
+        "at=$(systemctl show --value --property ControlGroup {unit})
+        cd /sys/fs/cgroup/systemd$at 2>/dev/null || cd /sys/fs/cgroup$at || exit 1
+        for pid in $(cat cgroup.procs); do cat /proc/$pid/comm; done"
+    );
+    let inside = host.sh(&script).expect_code(0).out();
+    // What stands for it, its monitor and its machine.
+    assert!(inside.lines().count() >= 3 && inside.contains("sandbox-vmm\n"), "{inside}");
+    host.sandbox(&sandbox, ["kill", &sandbox.id, "KILL"]).expect_code(0);
+    sandbox.wait_for_status("stopped");
+    host.sandbox(&sandbox, ["delete", &sandbox.id]).expect_code(0);
+    show("LoadState").expect_stdout("not-found\n");
+    // What could not be made leaves no scope either.
+    let broken = sandbox.config(|config| config["process"]["cwd"] = "/bin/sh".into());
+    host.sandbox(&broken, create).expect_error(1, &["/bin/sh"]);
+    show("LoadState").expect_stdout("not-found\n");
+    let nowhere = broken.config(|config| config["linux"]["cgroupsPath"] = "/a/path".into());
+    host.sandbox(&nowhere, create).expect_error(1, &["linux.cgroupsPath", "slice:prefix:name"]);
+    // Before the sandbox looks for what is left.
+    drop(host);
 }
