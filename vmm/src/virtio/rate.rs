@@ -1,7 +1,7 @@
 //! A limit on what a device does for its guest: chains and bytes in a second.
 //!
 //! Each is a bucket that holds what a second allows, fills at that rate, and is full at first. A device that is about to
-//! take a chain from a ring asks the bucket of its thread ([`admit`], [`spend`]); an empty one makes every ring look
+//! take a chain from a ring asks the bucket of its thread ([`admit`]); an empty one makes every ring look
 //! empty ([`super::chain`]), so that devices know nothing of rates. The transport opens the buckets of a device for the
 //! time that the device runs ([`Rate::during`]), and runs it again when they have filled somewhat.
 //!
