@@ -8,7 +8,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, WaitOptions};
 use sandbox_vmm_api::{IdMap, IdRange};
@@ -71,10 +72,10 @@ pub fn apply(tree: BorrowedFd<'_>, map: &IdMap) -> Result<(), IdMapError> {
 fn user_namespace(map: &IdMap) -> Result<OwnedFd, IdMapError> {
     let child = Child::in_user_namespace().map_err(IdMapError::Namespace)?;
     for (file, ranges) in [("uid_map", &map.uids), ("gid_map", &map.gids)] {
-        std::fs::write(child.path(file), lines(ranges))
+        std::fs::write(child.directory.join(file), lines(ranges))
             .map_err(|error| IdMapError::Ranges { file, error })?;
     }
-    File::open(child.path("ns/user")).map(OwnedFd::from).map_err(IdMapError::Namespace)
+    File::open(child.directory.join("ns/user")).map(OwnedFd::from).map_err(IdMapError::Namespace)
 }
 
 /// What is inside the namespace is on the disk.
@@ -83,35 +84,49 @@ fn lines(ranges: &[IdRange]) -> String {
 }
 
 /// A child that waits to be killed.
-struct Child(Pid);
+struct Child {
+    pid: Pid,
+    /// Its directory in /proc.
+    directory: PathBuf,
+}
 
 impl Child {
     fn in_user_namespace() -> io::Result<Self> {
-        let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let mut pidfd: libc::c_int = -1;
         // SAFETY: without CLONE_VM the child has a copy of all memory. It makes two system calls and no more, so that
-        // locks which other threads held do not matter to it.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        // locks which other threads held do not matter to it. The parent's descriptor goes to a number that lives.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
         match pid {
             0 => wait_to_be_killed(),
             1.. => {
-                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-                pid.map(Self).ok_or(io::ErrorKind::InvalidData.into())
+                let pid =
+                    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+                let mut child = Self { pid, directory: PathBuf::new() };
+                // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+                child.directory = directory_in_proc(&unsafe { OwnedFd::from_raw_fd(pidfd) })?;
+                Ok(child)
             }
             _ => Err(io::Error::last_os_error()),
         }
-    }
-
-    fn path(&self, file: &str) -> String {
-        format!("/proc/{}/{file}", self.0.as_raw_nonzero())
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
         // It is our child and not waited for yet, so that the number is its.
-        let _ = rustix::process::kill_process(self.0, Signal::KILL);
-        let _ = rustix::process::waitpid(Some(self.0), WaitOptions::empty());
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
     }
+}
+
+/// A process has another number in /proc than its parent knows, where that is in a process id namespace of its own and
+/// /proc is the host's. What the kernel says of the descriptor has the one of /proc (pidfd_open(2), fdinfo).
+fn directory_in_proc(pidfd: &OwnedFd) -> io::Result<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<u32>().ok());
+    let number = number.filter(|&number| number > 0).ok_or_else(|| io::Error::other("it is not in /proc"))?;
+    Ok(Path::new("/proc").join(number.to_string()))
 }
 
 fn wait_to_be_killed() -> ! {
