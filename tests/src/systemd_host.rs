@@ -113,7 +113,40 @@ impl Drop for SystemdHost {
         for hierarchy in hierarchies.chain([top.to_owned()]) {
             remove_cgroups(&hierarchy.join(&self.name));
         }
+        // systemd has mounted controllers that the host had not, in version 1: their hierarchies stay as long as they
+        // have cgroups, and what reads the cgroups of its processes is confused by them.
+        for controllers in controllers_of_version_1() {
+            let mount = self.directory.join("hierarchy");
+            let _ = fs::create_dir(&mount);
+            for _ in 0..10 {
+                if !controllers_of_version_1().contains(&controllers)
+                    || !mount_hierarchy(&controllers, &mount)
+                {
+                    break;
+                }
+                let ours = mount.join(&self.name);
+                let was_ours = ours.exists();
+                remove_cgroups(&ours);
+                let _ = Command::new("umount").arg(&mount).status();
+                if !was_ours {
+                    break;
+                }
+            }
+        }
     }
+}
+
+/// The controllers of each hierarchy of version 1, mounted or not.
+fn controllers_of_version_1() -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let middle = |line: &str| line.split(':').nth(1).map(str::to_owned);
+    text.lines().filter_map(middle).filter(|name| !name.is_empty() && !name.starts_with("name=")).collect()
+}
+
+fn mount_hierarchy(controllers: &str, at: &Path) -> bool {
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "cgroup", "-o", controllers, "cgroup"]).arg(at);
+    mount.status().is_ok_and(|status| status.success())
 }
 
 /// Removes a cgroup with all that is below it.
