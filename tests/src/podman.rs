@@ -17,7 +17,7 @@ use crate::bundle::Bundle;
 use crate::cni;
 use crate::leaks::{self, Trace};
 use crate::network::Namespace;
-use crate::place::{artefact, binary, machine, skip};
+use crate::place::{artefact, binary, machine, patience, skip};
 use crate::process::{POLL, Process};
 use crate::sandbox::MARK;
 use crate::terminal::Terminal;
@@ -203,6 +203,25 @@ impl Podman {
         command.args(words.into_iter().map(Into::into));
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
         command
+    }
+
+    /// Removes a container that runs. Where users are mapped, Podman 4.3 now and then finds the container's `/dev/shm`
+    /// busy, with runc as often as with us, and removes the container when it is asked again.
+    ///
+    /// # Panics
+    ///
+    /// When the container stays, or cannot be removed for another reason.
+    #[track_caller]
+    pub fn remove(&self, name: &str) {
+        let deadline = Instant::now() + patience();
+        loop {
+            let outcome = self.line(&format!("rm --force --time 0 {name}"));
+            if outcome.code() == Some(0) {
+                return;
+            }
+            let busy = outcome.err().contains("userdata/shm: device or resource busy");
+            assert!(busy && Instant::now() < deadline, "{outcome}");
+        }
     }
 
     fn trace(&self) -> Trace {

@@ -300,5 +300,5 @@ fn podman_maps_the_users_of_a_container() {
         std::thread::yield_now();
     }
     assert_eq!(fs::metadata(data.join("a")).expect("a file").uid(), ROOT);
-    podman.line("rm --force --time 0 box").expect_code(0);
+    podman.remove("box");
 }
