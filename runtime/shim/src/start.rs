@@ -22,6 +22,10 @@ use crate::serve::LISTENER_FD;
 /// Where containerd takes events, in the environment.
 pub const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
+/// How large the stacks of its threads are: less than a huge page, which a kernel would give whole to a stack of 2 MiB.
+const MIN_STACK: &str = "RUST_MIN_STACK";
+const STACK_BYTES: &str = "1048576";
+
 /// The most bytes that containerd may say on standard input, and of a configuration.
 const MAX_INPUT_BYTES: u64 = 10 << 20;
 
@@ -123,7 +127,7 @@ fn spawn(
 ) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     // What administrators look for.
-    command.arg0("containerd-shim-sandbox-v2");
+    command.arg0("containerd-shim-sandbox-v2").env(MIN_STACK, STACK_BYTES);
     command.args(["-namespace", &flags.namespace, "-id", group]);
     if flags.debug {
         command.arg("-debug");
