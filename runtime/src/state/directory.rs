@@ -30,6 +30,9 @@ const MODE: u32 = 0o1700;
 /// How often a claim is tried again when a sweep of somebody else gets in between.
 const CLAIM_ATTEMPTS: usize = 10;
 
+/// How long a sweep may take to find that there is nothing in a directory.
+const SWEEP_TIME: std::time::Duration = std::time::Duration::from_millis(20);
+
 const RECORD: &str = "state.json";
 const NEW_RECORD: &str = "state.json.new";
 
@@ -57,9 +60,10 @@ impl StateDir {
     pub fn claim(root: &Path, id: &SandboxId) -> Result<Self, StateError> {
         let path = root.join(id.as_str());
         make_root(root)?;
+        let mut made = false;
         for _ in 0..CLAIM_ATTEMPTS {
             match DirBuilder::new().mode(MODE).create(&path) {
-                Ok(()) => {}
+                Ok(()) => made = true,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(StateError::Make { path, error }),
             }
@@ -74,6 +78,8 @@ impl StateDir {
                     return Ok(directory);
                 }
                 Locked::Ours(_) => return Err(StateError::Foreign { path }),
+                // A sweep may look at a directory between its making and its locking here.
+                Locked::Theirs if made => std::thread::sleep(SWEEP_TIME),
                 Locked::Theirs => return Err(StateError::InUse { id: id.clone() }),
                 Locked::Gone => {}
             }
