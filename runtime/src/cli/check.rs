@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use sandbox_vmm_api::{MachineKind, Probe, ProbedMachine};
 use serde::Serialize;
 
-use super::machine::name;
 use super::{Error, Global, print, security};
 use crate::artefact::Artefact;
 use crate::config::{Config, Machine};
@@ -218,7 +217,7 @@ fn text(report: &Report) -> String {
             text += &format!("      {:width$}  → {remedy}\n", "");
         }
     }
-    let auto = report.auto.map_or("none", name);
+    let auto = report.auto.map_or("none", MachineKind::name);
     text += &format!("\nmachine taken by default: {auto} ({})\n", report.reason);
     text += if report.ready { "ready\n" } else { "NOT ready: see what failed above\n" };
     text

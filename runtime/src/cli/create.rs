@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sandbox_protocol::RootWrites;
 use sandbox_vmm_api::{MachineKind, socket};
 
-use super::machine::{MachineOptions, absolute, name};
+use super::machine::{MachineOptions, absolute};
 use super::{Error, Global};
 use crate::lifecycle::{self, Console, Wanted};
 use crate::log::Log;
@@ -69,7 +69,7 @@ pub fn create(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     };
     let plan = lifecycle::plan(wanted, &global.place()?, log)?;
     let mut on_machine =
-        |kind: MachineKind, reason: &str| log.debug(&format!("machine: {}: {reason}", name(kind)));
+        |kind: MachineKind, reason: &str| log.debug(&format!("machine: {}: {reason}", kind.name()));
     carry_out(&plan, &args.engine, &mut on_machine)?;
     Ok(0)
 }

@@ -1,6 +1,7 @@
 //! `sandbox list`.
 
-use super::machine::name;
+use sandbox_vmm_api::MachineKind;
+
 use super::{Error, Global, print};
 use crate::log::Log;
 use crate::state::{Record, list as records};
@@ -48,7 +49,7 @@ fn table(records: &[Record]) -> String {
 }
 
 fn row(record: &Record) -> [String; 6] {
-    let machine = record.machine.map_or("-", name);
+    let machine = record.machine.map_or("-", MachineKind::name);
     [
         record.id.to_string(),
         record.pid.to_string(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sandbox_vmm_api::{MachineChoice, MachineKind};
+use sandbox_vmm_api::MachineChoice;
 
 use crate::lifecycle::MachineWanted;
 use crate::quantity::Span;
@@ -50,14 +50,6 @@ impl From<Machine> for MachineChoice {
             Machine::Qemu => Self::Qemu,
             Machine::Auto => Self::Auto,
         }
-    }
-}
-
-/// The name of a machine, as `--machine` takes it.
-pub fn name(machine: MachineKind) -> &'static str {
-    match machine {
-        MachineKind::Kvm => "kvm",
-        MachineKind::Qemu => "qemu",
     }
 }
 

@@ -6,7 +6,7 @@ use sandbox_protocol::RootWrites;
 use sandbox_vmm_api::{MachineChoice, MachineKind};
 
 use super::create::{self, Engine};
-use super::machine::{MachineOptions, name};
+use super::machine::MachineOptions;
 use super::{Error, Global};
 use crate::lifecycle::{self, Wanted};
 use crate::log::Log;
@@ -93,7 +93,7 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     let plan = lifecycle::plan(wanted, &place, log)?;
     timeline.mark("read bundle");
     let mut on_machine = |kind: MachineKind, reason: &str| {
-        let choice = format!("machine: {}: {reason}", name(kind));
+        let choice = format!("machine: {}: {reason}", kind.name());
         match is_auto && !args.quiet {
             true => log.info(&choice),
             false => log.debug(&choice),

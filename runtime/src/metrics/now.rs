@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sandbox_vmm_api::{ControlReply, ControlRequest, Statistics, socket};
+use sandbox_vmm_api::{ControlReply, ControlRequest, MachineKind, Statistics, socket};
 
 use super::text::{Metric, Text};
 use crate::state::{Record, StateDirPaths, StateError, Status, list};
@@ -73,7 +73,7 @@ pub fn write(root: &Path, text: &mut Text) -> Result<(), StateError> {
         let id = record.id.as_str();
         let labels = [("sandbox", id), ("namespace", namespace)];
         let of = |name: &str| record.annotations.get(name).map_or("", String::as_str);
-        let machine = record.machine.map_or("", super::starts::name);
+        let machine = record.machine.map_or("", MachineKind::name);
         let about = [
             ("machine", machine),
             ("status", record.status.name()),

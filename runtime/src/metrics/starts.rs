@@ -90,7 +90,7 @@ impl Attempt {
     pub fn stands(&mut self) {
         if !std::mem::replace(&mut self.stands, true) {
             let seconds = self.begin.elapsed().as_secs_f64();
-            let machine = self.machine.map_or("unknown", name);
+            let machine = self.machine.map_or("unknown", MachineKind::name);
             self.count(|starts| starts.machines.entry(machine.into()).or_default().add(seconds));
         }
     }
@@ -108,14 +108,6 @@ impl Drop for Attempt {
         if !self.stands {
             self.count(|starts| starts.failures += 1);
         }
-    }
-}
-
-/// The name of a machine in labels.
-pub fn name(machine: MachineKind) -> &'static str {
-    match machine {
-        MachineKind::Kvm => "kvm",
-        MachineKind::Qemu => "qemu",
     }
 }
 

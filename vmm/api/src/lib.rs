@@ -155,6 +155,16 @@ pub enum MachineKind {
     Qemu,
 }
 
+impl MachineKind {
+    /// Its name, as configurations and command lines have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
 /// The vsock device, in Firecracker's hybrid mode.
 ///
 /// A connection of the guest to host port P arrives at the unix socket `<socket>_P`, where a host program
