@@ -8,14 +8,11 @@ use oci_spec::runtime::Spec;
 use sandbox_protocol::RootWrites;
 use sandbox_vmm_api::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
-use super::SpecError;
+use super::{SpecError, rates};
 use crate::quantity::Size;
 
 /// How they all begin.
 const PREFIX: &str = "dev.sandbox.";
-
-/// Those that bound what the asker itself may do, which nobody has to grant: see [`super::rates_of`].
-const RATES: &str = "dev.sandbox.rate.";
 
 /// The memory of the machine.
 const MEMORY: &str = "dev.sandbox.memory";
@@ -45,7 +42,8 @@ impl Asked {
     pub fn of(spec: &Spec, allowed: &[String]) -> Result<Self, SpecError> {
         let mut asked = Self::default();
         let all = spec.annotations().iter().flatten();
-        let ours = |name: &str| name.starts_with(PREFIX) && !name.starts_with(RATES);
+        // Limits bound what the asker itself may do, which nobody has to grant: see `super::rates_of`.
+        let ours = |name: &str| name.starts_with(PREFIX) && !name.starts_with(rates::PREFIX);
         for (name, value) in all.filter(|(name, _)| ours(name)) {
             let path = || format!("annotations.{name}");
             if !ANNOTATIONS.contains(&name.as_str()) {

@@ -10,7 +10,7 @@ use super::SpecError;
 use crate::quantity::Size;
 
 /// What the annotations begin with; the rest names the device.
-const PREFIX: &str = "dev.sandbox.rate.";
+pub(super) const PREFIX: &str = "dev.sandbox.rate.";
 
 /// The limits of a sandbox's devices.
 pub fn rates_of(spec: &Spec) -> Result<Rates, SpecError> {
