@@ -2,7 +2,7 @@
 //! names the command line, the initramfs and a memory map, and the page tables that the kernel starts on.
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::memory::{Extent, Layout};
@@ -93,10 +93,6 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), BootError> {
 }
 
 const _: () = assert!(size_of::<boot_params>() as u64 == PAGE_BYTES);
-const _: () = {
-    const fn is_plain<T: ByteValued>() {}
-    is_plain::<boot_params>();
-};
 
 #[cfg(test)]
 mod tests {
