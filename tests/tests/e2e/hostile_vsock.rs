@@ -83,6 +83,17 @@ impl Guest {
         Self { script, rings }
     }
 
+    /// Starts it, with a host program that listens at [`FLOODED`] and accepts nothing by itself.
+    fn start(self) -> (Machine, UnixListener) {
+        let mut listener = None;
+        let mut machine = bare::start(self.script, |config, _| {
+            let socket = config.vsock.as_ref().unwrap().socket.display().to_string();
+            listener = Some(UnixListener::bind(format!("{socket}_{FLOODED}")).unwrap());
+        });
+        machine.expect_running();
+        (machine, listener.unwrap())
+    }
+
     /// Offers buffers for packets to the guest, the same ones again.
     fn add_buffers(&mut self, count: u16) {
         let [ring, ..] = &mut self.rings;
@@ -186,12 +197,7 @@ fn packets_that_make_no_sense_end_connections_and_not_the_device() {
     guest.send(&[hello.bytes(), b"hello\n".to_vec()].concat());
     guest.script.say("sent\n");
     guest.script.halt();
-    let mut listener = None;
-    let mut machine = bare::start(guest.script, |config, _| {
-        let socket = config.vsock.as_ref().unwrap().socket.display().to_string();
-        listener = Some(UnixListener::bind(format!("{socket}_{FLOODED}")).unwrap());
-    });
-    machine.expect_running();
+    let (machine, _listener) = guest.start();
     bare::wait_for(&machine, "sent\n");
     machine.wait_for_report("hello\n");
 }
@@ -214,12 +220,7 @@ fn a_flood_of_connections_is_bounded_and_gone_after_a_reset() {
     guest.send(&packet(op::REQUEST, (1, NOBODY)).bytes());
     guest.script.say("flooded\n");
     guest.script.halt();
-    let mut listener = None;
-    let mut machine = bare::start(guest.script, |config, _| {
-        let socket = config.vsock.as_ref().unwrap().socket.display().to_string();
-        listener = Some(UnixListener::bind(format!("{socket}_{FLOODED}")).unwrap());
-    });
-    machine.expect_running();
+    let (mut machine, _listener) = guest.start();
     // Nobody accepts: those connections that there are wait at the listener.
     bare::wait_for(&machine, "flooded\n");
     let (opened, refused) = (counter(&machine, "opened"), counter(&machine, "refused"));
@@ -274,15 +275,10 @@ fn data_beyond_the_credit_ends_the_connection_and_takes_no_memory() {
     }
     guest.script.say("sent\n");
     guest.script.halt();
-    let mut listener = None;
-    let mut machine = bare::start(guest.script, |config, _| {
-        let socket = config.vsock.as_ref().unwrap().socket.display().to_string();
-        listener = Some(UnixListener::bind(format!("{socket}_{FLOODED}")).unwrap());
-    });
-    machine.expect_running();
+    let (machine, listener) = guest.start();
     bare::wait_for(&machine, "sent\n");
     assert!(counter(&machine, "connections") <= 1);
-    let (mut taken, _) = listener.unwrap().accept().unwrap();
+    let (mut taken, _) = listener.accept().unwrap();
     taken.set_read_timeout(Some(patience())).unwrap();
     let mut all = vec![];
     // It ends, by an end or by a reset, after what fitted the credit.
