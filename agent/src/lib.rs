@@ -5,7 +5,8 @@
 //! 1. `boot` makes the descriptors, dials the host, says hello, and mounts what a guest needs;
 //! 2. `serve` waits for the host's requests (`control`, `requests`), for processes that end (`reaper`)
 //!    and for bytes to carry (`stream`);
-//!    (`requests`, `pause` and `resources` carry requests out, `lifecycle` follows processes);
+//!    (`requests`, `pause` and `resources` carry requests out, `lifecycle` follows processes, `forward` leads
+//!    connections of the host to services of the guest);
 //! 3. `container` makes containers: it clones a child into new namespaces and a cgroup, and the child sets
 //!    itself up and executes the workload;
 //! 4. `power` ends the machine: on request, when the host is gone, and when the agent itself fails.
@@ -20,6 +21,7 @@ mod container;
 mod control;
 mod dial;
 mod forget;
+mod forward;
 mod kmsg;
 mod lifecycle;
 mod network;

@@ -1,7 +1,8 @@
 //! What the host asks for, carried out.
 //!
 //! A request is answered at once, except for those that wait for a process, which are answered in
-//! [`crate::lifecycle`], and those that wait for a container to come to rest, in [`crate::pause`].
+//! [`crate::lifecycle`], those that wait for a container to come to rest, in [`crate::pause`], and those that wait for
+//! a connection, in [`crate::forward`].
 
 use std::path::Path;
 
@@ -69,6 +70,7 @@ impl Agent {
             Call::Update { container, resources } => self.update(&container, &resources).map(done),
             Call::Processes { container } => self.processes(&container).map(Answer::Now),
             Call::Stats { container } => self.stats(&container).map(Answer::Now),
+            Call::Connect { port, connection } => self.connect_to(id, port, connection).map(later),
             Call::Delete { container, share } => self.delete(&container, share.as_deref()).map(done),
             Call::PowerOff => Ok(Answer::PowerOff),
         }

@@ -16,6 +16,7 @@ use crate::container::Container;
 use crate::container::cgroup::Cgroup;
 use crate::control::{Control, ControlError};
 use crate::dial::Dialer;
+use crate::forward::Forwards;
 use crate::network::Standby;
 use crate::process::{Process, Serial};
 use crate::reaper;
@@ -31,6 +32,7 @@ const CHILDREN: u64 = 1;
 const CHANNEL: u64 = 2;
 const PUMP: u64 = 3;
 const CGROUP: u64 = 4;
+const DIAL: u64 = 5;
 
 /// Why the loop ended, which ends the guest.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,8 @@ pub struct Agent {
     pub(crate) processes: BTreeMap<Serial, Process>,
     /// Network devices that are not in use yet.
     pub(crate) standby: Option<Standby>,
+    /// Connections of the host's into the guest.
+    pub(crate) forwards: Forwards,
     epoll: OwnedFd,
     children: SignalFd,
     pumps: BTreeMap<u64, Pump>,
@@ -98,6 +102,7 @@ impl Agent {
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
             standby: None,
+            forwards: Forwards::default(),
             epoll,
             children,
             pumps: BTreeMap::new(),
@@ -143,6 +148,7 @@ impl Agent {
             CHILDREN => self.reap()?,
             CHANNEL => self.hear(number)?,
             CGROUP => self.settle()?,
+            DIAL => self.dialled(number)?,
             _ => {
                 if let Some(pump) = self.pumps.get_mut(&(number / 2)) {
                     pump.note(number, flags);
@@ -210,6 +216,16 @@ impl Agent {
         }
     }
 
+    /// Sees, from now on, that a socket has connected or has failed to.
+    pub(crate) fn watch_dial(&self, number: u64, socket: &OwnedFd) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, socket, EventData::new_u64(DIAL << KIND_SHIFT | number), EventFlags::OUT)
+    }
+
+    /// Sees it no more.
+    pub(crate) fn stop_dial(&self, socket: &OwnedFd) {
+        let _ = epoll::delete(&self.epoll, socket);
+    }
+
     /// Carries a stream from now on.
     pub(crate) fn start_pump(&mut self, pump: Pump) -> Result<u64, ServeError> {
         let number = self.number();
@@ -227,6 +243,11 @@ impl Agent {
         }
     }
 
+    /// Whether a stream is still carried.
+    pub(crate) fn has_pump(&self, number: u64) -> bool {
+        self.pumps.contains_key(&number)
+    }
+
     /// Closes a stream.
     pub(crate) fn stop_pump(&mut self, number: u64) {
         if let Some(pump) = self.pumps.remove(&number) {
@@ -242,8 +263,9 @@ impl Agent {
                 self.ready.insert(number);
                 Ok(())
             }
-            Progress::Done | Progress::Broken => {
+            progress @ (Progress::Done | Progress::Broken) => {
                 self.stop_pump(number);
+                self.forward_ended(number, progress);
                 self.stream_ended(number)
             }
         }

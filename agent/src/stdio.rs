@@ -126,16 +126,23 @@ impl AgentStdio {
 }
 
 /// Makes the two pumps of a terminal.
-///
-/// Each has descriptors of its own, since a descriptor can be registered only once.
 pub fn carry_terminal(connection: OwnedFd, master: &OwnedFd) -> Result<Carried, StdioError> {
-    let duplicate = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 0);
-    let input = Pump::new(duplicate(&connection)?, duplicate(master)?, Sink::File)?;
-    let output = Pump::new(duplicate(master)?, connection, Sink::Connection)?;
+    let [input, output] = carry_both_ways(connection, master, Sink::File)?;
     Ok(Carried { inputs: vec![input], outputs: vec![output] })
 }
 
-fn dial(dialer: &Dialer, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
+/// Makes the pump from a connection of the host's to something in the guest, which ends in this way, and the one back.
+///
+/// Each has descriptors of its own, since a descriptor can be registered only once.
+pub fn carry_both_ways(connection: OwnedFd, inside: &OwnedFd, kind: Sink) -> Result<[Pump; 2], StdioError> {
+    let duplicate = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 0);
+    let input = Pump::new(duplicate(&connection)?, duplicate(inside)?, kind)?;
+    let output = Pump::new(duplicate(inside)?, connection, Sink::Connection)?;
+    Ok([input, output])
+}
+
+/// Dials the host for a stream, and says which it is.
+pub fn dial(dialer: &Dialer, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
     let connection = dialer.dial(STREAM_PORT)?;
     let hello = StreamHello {
         container: owner.container.to_owned(),

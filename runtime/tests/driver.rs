@@ -139,6 +139,7 @@ fn machine_plan(vmm: PathBuf, state: &Path) -> MachinePlan {
             control_socket: StateDirPaths(&directory).vmm_socket(),
             rates: Default::default(),
         },
+        takes_loopback: false,
         times: Times { answer: Duration::from_secs(60), run: None },
         debug: false,
     }

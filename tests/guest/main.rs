@@ -20,12 +20,14 @@ type Outcome = Result<(), String>;
 /// A command: what it is called, the arguments it wants, and what it does.
 type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const COMMANDS: [Command; 8] = [
+const COMMANDS: [Command; 10] = [
     ("files", "DIRECTORY: every file semantic that programs lean on", files::check),
     ("read-only", "DIRECTORY: every kind of write is refused", read_only::check),
     ("pattern", "BYTES: writes that many bytes of a fixed pseudo-random sequence", streams::pattern),
     ("checksum", "reads standard input and prints its length and checksum", streams::checksum),
     ("stream-hellos", "JSON: claims a stream of its sandbox from the host, many times", streams::claim),
+    ("connections", "ADDRESS COUNT: that many exchanges with an echo service", net::connections),
+    ("serve", "ADDRESS: echoes what comes over every connection to it", net::serve),
     ("allocate", "MIB: takes that much memory and touches every page of it", memory::allocate),
     ("run32", "runs a 32-bit program that exits with 42", programs::run_32_bit),
     ("syscall", "NUMBER: makes a system call without arguments and prints errno", programs::system_call),

@@ -1,6 +1,7 @@
 //! One network interface, without any tools.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -21,6 +22,40 @@ pub fn echo(peer: &str) -> Result<(), String> {
         if !exchange(&socket, peer, &sent) {
             return Err(format!("a datagram of {size} bytes did not come back"));
         }
+    }
+    Ok(())
+}
+
+/// Connects to an echo service many times, one after the other, and expects a word back each time.
+pub fn connections(arguments: &[String]) -> Result<(), String> {
+    let peer = arguments.first().ok_or("an address is missing")?;
+    for number in 0..crate::number(arguments, 1)? {
+        let talk = || -> std::io::Result<bool> {
+            let mut stream = TcpStream::connect(peer)?;
+            let mut back = [0; 8];
+            stream.write_all(&number.to_le_bytes())?;
+            stream.read_exact(&mut back)?;
+            Ok(back == number.to_le_bytes())
+        };
+        match talk() {
+            Ok(true) => {}
+            Ok(false) => return Err(format!("connection {number}: something else came back")),
+            Err(error) => return Err(format!("connection {number}: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Echoes what comes over every connection to an address, to its end.
+pub fn serve(arguments: &[String]) -> Result<(), String> {
+    let address = arguments.first().ok_or("an address is missing")?;
+    let listener = TcpListener::bind(address).map_err(|e| format!("{address}: {e}"))?;
+    for stream in listener.incoming() {
+        let mut stream = stream.map_err(|e| format!("{address}: {e}"))?;
+        std::thread::spawn(move || {
+            let mut from = stream.try_clone()?;
+            std::io::copy(&mut from, &mut stream)
+        });
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -110,12 +111,7 @@ impl Namespace {
     }
 
     fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(self.path()).expect("a namespace");
-        let enter = || {
-            setns(namespace, CloneFlags::CLONE_NEWNET).expect("a thread can enter a namespace");
-            work()
-        };
-        std::thread::scope(|scope| scope.spawn(enter).join()).unwrap_or_else(|e| std::panic::resume_unwind(e))
+        within(Path::new(&self.path()), work)
     }
 
     /// What a sandbox has made in it.
@@ -157,6 +153,16 @@ impl Sandbox {
             namespaces.push(json!({"type": "network", "path": path}));
         })
     }
+}
+
+/// Does something in the network namespace at a path.
+pub fn within<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(namespace).expect("a namespace");
+    let enter = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).expect("a thread can enter a namespace");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join()).unwrap_or_else(|e| std::panic::resume_unwind(e))
 }
 
 /// Where a sandbox connects to.

@@ -4,9 +4,9 @@
 //!
 //! - once to [`CONTROL_PORT`]: it sends [`Hello`], then reads [`Request`]s and writes [`Reply`]s and
 //!   [`Event`]s;
-//! - once to [`STREAM_PORT`] for every standard stream of a process: it sends one [`StreamHello`] frame, and
-//!   from then on the connection carries that stream's bytes and nothing else. The end of a stream is the end
-//!   of its direction (`shutdown`).
+//! - once to [`STREAM_PORT`] for every standard stream of a process, and for every connection into the guest that
+//!   the host has asked for: it sends one [`StreamHello`] frame, and from then on the connection carries that
+//!   stream's bytes and nothing else. The end of a stream is the end of its direction (`shutdown`).
 //!
 //! A frame is a 32-bit little-endian length and that many bytes of JSON; see [`frame`]. Each side treats the
 //! other as hostile: lengths are checked before anything is allocated, and an id that one side sends back is
@@ -143,6 +143,14 @@ pub enum Call {
         /// The container.
         container: String,
     },
+    /// Connects to a port at the loopback addresses of the guest, 127.0.0.1 or else ::1, and dials a
+    /// [`Stream::Connection`] for it. Done when both stand; failed where nobody listens.
+    Connect {
+        /// The TCP port.
+        port: u16,
+        /// Chosen by the host: what the stream calls itself, as its `process`.
+        connection: u64,
+    },
     /// Removes a stopped container, and forgets its files, which the host has taken away.
     Delete {
         /// The container.
@@ -240,9 +248,9 @@ pub struct Streams {
 /// The first frame on a stream connection.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct StreamHello {
-    /// The container.
+    /// The container; empty: it is a connection into the guest.
     pub container: String,
-    /// The process; empty: the container's first.
+    /// The process; empty: the container's first. Of a connection, its number.
     #[serde(default)]
     pub process: String,
     /// Which of its streams.
@@ -253,7 +261,7 @@ pub struct StreamHello {
     pub secret: String,
 }
 
-/// A stream of a process.
+/// A stream, mostly of a process.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
@@ -265,6 +273,8 @@ pub enum Stream {
     Stderr,
     /// Both directions: the master of the process's terminal.
     Terminal,
+    /// Both directions: a TCP connection that [`Call::Connect`] asked for. It is of no process.
+    Connection,
 }
 
 /// What the agent sends after [`Hello`].

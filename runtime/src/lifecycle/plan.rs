@@ -101,7 +101,13 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
     let home = match role {
         Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),
         Role::Member(sandbox) => Home::Pod(PodPlan { sandbox, shares }),
-        Role::Alone | Role::Sandbox => Home::Own(Box::new(machine(&wanted, &bundle, asked, shares, place)?)),
+        Role::Alone | Role::Sandbox => {
+            let takes_loopback = role == Role::Sandbox;
+            Home::Own(Box::new(MachinePlan {
+                takes_loopback,
+                ..machine(&wanted, &bundle, asked, shares, place)?
+            }))
+        }
     };
     let container = ContainerPlan {
         create: Create {
@@ -173,6 +179,8 @@ fn machine(
             answer: wanted.machine.boot_timeout.unwrap_or(config.boot_timeout),
             run: wanted.timeout,
         },
+        // An engine of pods dials there.
+        takes_loopback: false,
         debug: place.debug,
     })
 }

@@ -13,17 +13,22 @@
 //! what comes in, the guest takes its place; counters, and whatever the engine has set up around the interface,
 //! stay what they are.
 //!
+//! What is dialled at the loopback of a pod's namespace leads into the guest as well: see [`Loopback`].
+//!
 //! A machine has the network devices that it was made with, so there are some more taps than interfaces where the
 //! namespace may still get others before the start: they stand by.
 
 mod error;
+mod loopback;
 mod namespace;
 mod redirect;
 mod scan;
+mod steering;
 mod tap;
 mod wanted;
 
 pub use error::NetworkError;
+pub use loopback::Loopback;
 pub use wanted::Wanted;
 
 use std::collections::BTreeMap;

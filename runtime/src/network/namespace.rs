@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -39,15 +40,17 @@ impl Namespace {
         Ok(Self { path: path.into(), file })
     }
 
+    /// Its descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Does something in it, on a thread that ends with that: a namespace belongs to a thread. Sockets and taps that
     /// are opened there stay in it.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetworkError> {
         let failed = |error| NetworkError::Enter { path: self.path.clone(), error };
         let enter = || -> io::Result<()> {
-            Ok(move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(&self.file),
-                Some(LinkNameSpaceType::Network),
-            )?)
+            Ok(move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))?)
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()

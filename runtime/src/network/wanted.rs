@@ -1,9 +1,10 @@
 //! What network a configuration asks for.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
@@ -45,12 +46,16 @@ impl Wanted {
         stand_in: Option<u32>,
         growth: Growth,
     ) -> Result<Option<Network>, NetworkError> {
-        let path = match (self, stand_in) {
-            (Self::Loopback, _) | (Self::New, None) => return Ok(None),
-            (Self::New, Some(pid)) => &PathBuf::from(format!("/proc/{pid}/ns/net")),
-            (Self::Namespace(path), _) => path,
-        };
-        Network::prepare(path, id.as_str(), growth).map(Some)
+        self.path(stand_in).map(|path| Network::prepare(&path, id.as_str(), growth)).transpose()
+    }
+
+    /// Where the namespace on the host is, if there is one.
+    pub fn path(&self, stand_in: Option<u32>) -> Option<Cow<'_, Path>> {
+        match (self, stand_in) {
+            (Self::Loopback, _) | (Self::New, None) => None,
+            (Self::New, Some(pid)) => Some(PathBuf::from(format!("/proc/{pid}/ns/net")).into()),
+            (Self::Namespace(path), _) => Some(path.into()),
+        }
     }
 
     /// Moves this process, which has one thread and stands for the container, to where engines look for its network.

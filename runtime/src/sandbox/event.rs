@@ -4,6 +4,7 @@
 //! reads, and so is the only one that changes a sandbox. The queue is short: a guest that floods it waits for
 //! the driver, and takes no memory.
 
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::time::Instant;
@@ -37,6 +38,8 @@ pub enum Event {
     StreamOpened(StreamHello, UnixStream),
     /// A stream of a container's process has carried all it ever will. An empty name is its first process.
     StreamDone(Serial, String, Stream, Transfer),
+    /// Somebody on the host has dialled this port of the guest.
+    Dialled(u16, TcpStream),
     /// Somebody asks for something of a container; the answer goes to the last, if anybody waits for one.
     Request(Serial, Request, Option<SyncSender<Answer>>),
     /// Somebody wants one more container.

@@ -18,6 +18,7 @@ mod container;
 mod ending;
 mod event;
 mod execs;
+mod forwards;
 mod lives;
 mod plan;
 mod prepared;

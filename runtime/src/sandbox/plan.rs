@@ -74,6 +74,8 @@ pub struct MachinePlan {
     pub config: VmConfig,
     /// How long things may take.
     pub times: Times,
+    /// Whether the loopback of its network namespace on the host leads into the guest.
+    pub takes_loopback: bool,
     /// Whether the machine's log is shown.
     pub debug: bool,
 }

@@ -1,5 +1,6 @@
 //! The first phase: everything on the host that the machine needs is there.
 
+use std::borrow::Cow;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::{Booted, ContainerPlan, Error, Event, Inbox, MachinePlan, Request, Wa
 use crate::agent::{self, Secret};
 use crate::listening::Listening;
 use crate::machine::{LogTo, Machine};
-use crate::network::{Growth, Network};
+use crate::network::{Growth, Loopback, Network, NetworkError};
 use crate::state::{StateDir, StateError};
 use crate::timings::Timeline;
 
@@ -25,6 +26,8 @@ pub struct Prepared {
     pub(super) listening: [Listening; 2],
     /// Its network, where that is one of the host's.
     pub(super) network: Option<Network>,
+    /// What leads from the host to ports of the guest.
+    pub(super) loopback: Option<Loopback>,
     // Last, so that its directory is removed after everything that has a socket in it.
     pub(super) first: Container,
 }
@@ -39,7 +42,7 @@ impl Prepared {
         let of = &first.plan;
         let network = of.network.prepare(&of.id, of.stand_in, growth(of))?;
         plan.config.nets = network.iter().flat_map(Network::devices).collect();
-        Ok(Self { plan, secret, listening, network, first })
+        Ok(Self { plan, secret, listening, network, loopback: None, first })
     }
 
     /// Starts the machine and waits until it runs.
@@ -52,6 +55,8 @@ impl Prepared {
         let log_to = if self.plan.debug { LogTo::Stderr } else { LogTo::Memory };
         let deadline = Instant::now() + self.plan.times.answer;
         let machine = self.start_machine(log_to, inbox)?;
+        // While the machine is busy starting. A pod without it is a pod.
+        self.take_loopback().unwrap_or_else(|error| watcher.warn(&error.to_string()));
         let mut booted = Booted { machine, prepared: self, deadline, hello: None };
         while booted.prepared.first.record.machine.is_none() {
             if let Event::Machine(VmEvent::Running { machine, reason, timings }) = booted.next(inbox)? {
@@ -62,6 +67,13 @@ impl Prepared {
             }
         }
         Ok(booted)
+    }
+
+    fn take_loopback(&mut self) -> Result<(), NetworkError> {
+        let path = self.first.plan.network.path(self.first.plan.stand_in);
+        let path = path.filter(|_| self.plan.takes_loopback).map(Cow::into_owned);
+        self.loopback = path.map(|path| Loopback::take(&path)).transpose()?;
+        Ok(())
     }
 
     fn start_machine(&mut self, log_to: LogTo, inbox: &Inbox) -> Result<Machine, Error> {

@@ -8,11 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use sandbox_protocol::{Call, ExitStatus, FromAgent, Outcome, StreamHello};
+use sandbox_protocol::{Call, ExitStatus, FromAgent, Outcome, Stream, StreamHello};
 use sandbox_vmm_api::VmEvent;
 
 use super::booted::{machine_ended, reply};
 use super::container::{Container, Serial, Stage};
+use super::forwards::Forwards;
 use super::requests::answer_of;
 use super::{Answer, Booted, Error, Event, Inbox, MachinePlan, Prepared, Watcher};
 use crate::agent::Calls;
@@ -55,6 +56,8 @@ pub struct Ready<'a> {
     _listening: [Listening; 2],
     /// Its network, where that is one of the host's.
     network: Option<Network>,
+    /// Connections of the host's into the guest.
+    pub(super) forwards: Forwards,
     pub(super) plan: MachinePlan,
     pub(super) containers: BTreeMap<Serial, Container>,
     /// The container that came with the sandbox, and ends it.
@@ -84,6 +87,8 @@ pub(super) enum Asked {
     Started(Serial),
     /// This container, which is to be forgotten.
     Deleted(Serial),
+    /// Whoever has dialled a port, and has this number.
+    Connected(u64),
     /// Whoever wants one more process, of this name, in a container.
     Exec(Serial, String),
     /// Somebody outside who waits for the container to become this.
@@ -100,12 +105,16 @@ impl<'a> Ready<'a> {
     ) -> Result<Self, Error> {
         let calls = Calls::over(connection, inbox.sender())
             .map_err(|error| Error::Host { step: "start a thread for the agent", error })?;
-        let Booted { machine, prepared: Prepared { plan, listening, network, first, .. }, .. } = booted;
+        let Booted { machine, prepared, .. } = booted;
+        let Prepared { plan, listening, network, loopback, first, .. } = prepared;
+        let forwards = Forwards::of(loopback, inbox.sender())
+            .map_err(|error| Error::Host { step: "start a thread for the pod's ports", error })?;
         Ok(Self {
             machine,
             calls,
             _listening: listening,
             network,
+            forwards,
             plan,
             first: first.serial,
             containers: [(first.serial, first)].into(),
@@ -221,6 +230,7 @@ impl<'a> Ready<'a> {
                     }
                 }
             }
+            Event::Dialled(port, connection) => self.dialled(port, connection),
             Event::Request(serial, request, answer) => self.requested(serial, request, answer),
             Event::Join(newcomer) => self.join(*newcomer),
             Event::OwnerGone(serial) => self.owner_gone(serial),
@@ -234,18 +244,30 @@ impl<'a> Ready<'a> {
     }
 
     fn opened(&mut self, hello: &StreamHello, connection: UnixStream) -> Result<(), Error> {
+        let wanted = match hello.stream {
+            Stream::Connection => {
+                let opened = self.forwards.opened(&hello.process, connection);
+                opened.map_err(|error| Error::Host { step: "carry a connection to a port", error })?
+            }
+            _ => self.stream_opened(hello, connection)?,
+        };
+        self.stray += usize::from(!wanted);
+        match self.stray > MAX_STRAY {
+            true => Err(Error::Protocol("it keeps opening streams that nobody expects")),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes a stream of a process. `false`: it is not expected, and was closed.
+    fn stream_opened(&mut self, hello: &StreamHello, connection: UnixStream) -> Result<bool, Error> {
         // Which of its words reaches us first, a connection or an answer, is not for the guest to say.
         let container = self.containers.values_mut().find(|container| container.name() == hello.container);
         let streams = container.and_then(|container| match hello.process.as_str() {
             "" => Some(&mut container.streams),
             process => container.execs.streams(process),
         });
-        let wanted = streams.map(|streams| streams.opened(hello.stream, connection)).transpose()?;
-        self.stray += usize::from(wanted != Some(true));
-        match self.stray > MAX_STRAY {
-            true => Err(Error::Protocol("it keeps opening streams that nobody expects")),
-            false => Ok(()),
-        }
+        let opened = streams.map(|streams| streams.opened(hello.stream, connection)).transpose()?;
+        Ok(opened == Some(true))
     }
 
     fn heard(&mut self, message: FromAgent) -> Result<(), Error> {
@@ -256,6 +278,7 @@ impl<'a> Ready<'a> {
                 (Asked::Made(serial), outcome) => return self.made(serial, outcome),
                 (Asked::Started(serial), outcome) => return self.started(serial, outcome),
                 (Asked::Deleted(serial), _) => self.gone(serial),
+                (Asked::Connected(number), outcome) => return self.connected(number, &outcome),
                 (Asked::Exec(serial, name), outcome) => {
                     if let Some(container) = self.containers.get_mut(&serial) {
                         container.execs.started(&name, answer_of(outcome));

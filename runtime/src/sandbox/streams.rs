@@ -146,6 +146,8 @@ impl Streams {
                 stdio::start("keyboard", keys, guest.try_clone()?, Arc::default(), |_| {})?;
                 Direction::FromGuest(self.ends.stdout.take().ok_or_else(gone)?)
             }
+            // No process has one.
+            Stream::Connection => return Err(gone()),
         };
         stdio::start(name(stream), direction, guest, progress, done)
     }
@@ -167,5 +169,6 @@ fn name(stream: Stream) -> &'static str {
         Stream::Stdout => "standard output",
         Stream::Stderr => "standard error",
         Stream::Terminal => "terminal",
+        Stream::Connection => "connection",
     }
 }
