@@ -10,7 +10,7 @@ use std::os::unix::fs::symlink;
 use libfuzzer_sys::fuzz_target;
 use sandbox_fuzz::driver::Driver;
 use sandbox_fuzz::input::Input;
-use sandbox_vmm::fs::Fs;
+use sandbox_vmm::fs::{Access, Fs};
 use tempfile::TempDir;
 
 /// The most messages of an input.
@@ -34,7 +34,7 @@ impl Bench {
         fs::write(at("canary"), CANARY).unwrap();
         fs::write(at("share/file"), "content").unwrap();
         symlink("../canary", at("share/link")).unwrap();
-        let device = Fs::new("share", &at("share"), File::open("/proc/self/fd").unwrap()).unwrap();
+        let device = Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
         Self { driver: Driver::new(Box::new(device)), directory, runs: 0 }
     }
 

@@ -33,6 +33,7 @@ mod engine;
 pub mod exit;
 pub mod features;
 pub mod hooks;
+mod identity;
 pub mod lifecycle;
 pub mod listening;
 pub mod log;

@@ -138,6 +138,8 @@ fn machine_plan(vmm: PathBuf, state: &Path) -> MachinePlan {
             console: None,
             control_socket: StateDirPaths(&directory).vmm_socket(),
             rates: Default::default(),
+            ids: None,
+            writable_later: false,
         },
         takes_loopback: false,
         times: Times { answer: Duration::from_secs(60), run: None },

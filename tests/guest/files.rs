@@ -50,6 +50,35 @@ const CHECKS: [Check; 25] = [
     ("copies within the kernel", kernel_copies),
 ];
 
+/// Makes a file, with the mode in the system call that makes it.
+pub fn make(arguments: &[String]) -> Outcome {
+    let [path, mode] = arguments else { return Err("a file and a mode are wanted".into()) };
+    let mode = u32::from_str_radix(mode, 8).map_err(|e| format!("{mode}: {e}"))?;
+    rustix::process::umask(Mode::empty());
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+    rustix::fs::open(path, flags, Mode::from_raw_mode(mode)).map(drop).map_err(|e| format!("{path}: {e}"))
+}
+
+/// Opens all files of a directory at the same time, as far as that goes, and says how far it went.
+pub fn hold(arguments: &[String]) -> Outcome {
+    let top = arguments.first().ok_or("a directory is missing")?;
+    let many = rustix::process::Rlimit { current: Some(1024), maximum: Some(1024) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, many).map_err(|e| e.to_string())?;
+    let mut held = vec![];
+    let mut why = String::new();
+    for entry in fs::read_dir(top).map_err(|e| format!("{top}: {e}"))? {
+        match entry.and_then(|entry| File::open(entry.path())) {
+            Ok(file) => held.push(file),
+            Err(error) => {
+                why = format!(", then: {error}");
+                break;
+            }
+        }
+    }
+    println!("{} held{why}", held.len());
+    Ok(())
+}
+
 /// Runs every check below a directory, each in a directory of its own that is removed afterwards.
 pub fn check(arguments: &[String]) -> Outcome {
     let top = Path::new(arguments.first().ok_or("a directory is missing")?);

@@ -20,8 +20,10 @@ type Outcome = Result<(), String>;
 /// A command: what it is called, the arguments it wants, and what it does.
 type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const COMMANDS: [Command; 10] = [
+const COMMANDS: [Command; 12] = [
     ("files", "DIRECTORY: every file semantic that programs lean on", files::check),
+    ("make", "FILE MODE: makes a file with this mode, in octal", files::make),
+    ("hold", "DIRECTORY: opens its files, without letting go of one, until that fails", files::hold),
     ("read-only", "DIRECTORY: every kind of write is refused", read_only::check),
     ("pattern", "BYTES: writes that many bytes of a fixed pseudo-random sequence", streams::pattern),
     ("checksum", "reads standard input and prints its length and checksum", streams::checksum),

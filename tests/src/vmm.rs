@@ -57,6 +57,8 @@ pub fn plan(task: &str) -> Plan {
         console: None,
         control_socket: at("control.sock"),
         rates: Default::default(),
+        ids: None,
+        writable_later: false,
     };
     let name = format!("vmm-{task}-{}", directory.path().file_name().expect("a name").to_string_lossy());
     Plan { config, directory, name }

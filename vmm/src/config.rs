@@ -8,9 +8,11 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use sandbox_vmm_api::{
-    DiskConfig, FIRST_TAP_FD, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MachineChoice, NetConfig, Rates,
-    ShareEntry, TapSource, VmConfig, VsockConfig,
+    DiskConfig, FIRST_TAP_FD, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MachineChoice, NetConfig,
+    ProcessIds, Rates, ShareEntry, TapSource, VmConfig, VsockConfig,
 };
+
+use crate::fs::Access;
 
 /// The most bytes of a configuration: thousands of shares fit.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -23,6 +25,9 @@ pub const MAX_DEVICES: usize = 19;
 
 /// The most bytes of a network interface's name (`IFNAMSIZ` without its NUL).
 const MAX_INTERFACE_NAME_BYTES: usize = 15;
+
+/// The last id of a user; the number after it means "no change".
+const LAST_ID: u32 = u32::MAX - 1;
 
 /// The smallest context id of a guest: those below have fixed meanings.
 const MIN_GUEST_CID: u32 = 3;
@@ -142,6 +147,10 @@ impl Config {
         for disk in &wire.disks {
             absolute("disks", &disk.path)?;
         }
+        if let Some(ids) = wire.ids {
+            range("ids.vmm", ids.vmm.into(), 1, LAST_ID.into())?;
+            range("ids.qemu", ids.qemu.into(), 1, LAST_ID.into())?;
+        }
         check_shares(&wire.shares)?;
         let nets = check_nets(&wire.nets)?;
         let config = Self { wire, nets };
@@ -203,6 +212,17 @@ impl Config {
     /// The share's entries: relative paths of plain names, none inside another; absolute sources.
     pub fn shares(&self) -> &[ShareEntry] {
         &self.wire.shares
+    }
+
+    /// What the guest may do to the share, now or later.
+    pub fn share_access(&self) -> Access {
+        let writable = self.wire.writable_later || self.wire.shares.iter().any(|share| !share.read_only);
+        if writable { Access::ReadWrite } else { Access::ReadOnly }
+    }
+
+    /// The ids that the processes take; neither is root's.
+    pub fn ids(&self) -> Option<ProcessIds> {
+        self.wire.ids
     }
 
     /// Disks, absolute paths.

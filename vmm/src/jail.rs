@@ -29,14 +29,17 @@ use rustix::thread::UnshareFlags;
 use sandbox_id_map::IdMapError;
 use sandbox_vmm_api::ShareEntry;
 
+use crate::fs::Access;
+
 /// Where the jail has the share.
 pub const SHARE: &str = "/share";
 
 /// Where the jail has the directory of the vsock sockets.
 pub const VSOCK: &str = "/vsock";
 
-/// Each mount point in the root is an inode of the tmpfs, and nothing else is in it.
-const ROOT_OPTIONS: [(&str, &str); 3] = [("size", "64k"), ("nr_inodes", "16384"), ("mode", "0700")];
+/// Each mount point in the root is an inode of the tmpfs, and nothing else is in it. Threads without root's rights find
+/// their way through it.
+const ROOT_OPTIONS: [(&str, &str); 3] = [("size", "64k"), ("nr_inodes", "16384"), ("mode", "0711")];
 
 /// Why the jail could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -171,13 +174,6 @@ struct Source {
 enum SourceKind {
     Directory,
     File,
-}
-
-/// Whether the host lets the process write.
-#[derive(Clone, Copy)]
-enum Access {
-    ReadOnly,
-    ReadWrite,
 }
 
 impl Source {

@@ -43,7 +43,7 @@ fn ignore_terminal_signals() {
 /// The closed event socket says so too, to a process that can listen. The kernel's signal comes when the
 /// *thread* ends that started this process, so its handler looks whether the process is gone as well: the parent
 /// is another then, or where it cannot be seen, its end of the event socket is closed.
-fn die_with_parent() -> io::Result<()> {
+pub fn die_with_parent() -> io::Result<()> {
     extern "C" fn look(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
         let parent = PARENT.load(Ordering::Relaxed);
         let mut byte = 0u8;

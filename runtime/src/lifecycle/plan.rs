@@ -174,6 +174,9 @@ fn machine(
             console: wanted.machine.console.clone(),
             control_socket: paths.vmm_socket(),
             rates: rates_of(bundle.spec())?,
+            ids: None,
+            // Others may join what lives on.
+            writable_later: wanted.detached,
         },
         times: Times {
             answer: wanted.machine.boot_timeout.unwrap_or(config.boot_timeout),

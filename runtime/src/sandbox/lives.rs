@@ -42,7 +42,8 @@ impl Ready<'_> {
     /// Takes one more container into the sandbox.
     pub(super) fn join(&mut self, newcomer: Newcomer) -> Result<(), Error> {
         let Newcomer { place, ends, shares, owner } = newcomer;
-        if let Some(why) = self.has_no_room(&place.plan.create.container) {
+        let refused = self.has_no_room(&place.plan.create.container).or_else(|| self.cannot_share(&shares));
+        if let Some(why) = refused {
             drop(place);
             let _ = owner.try_send(Answer::refused(why));
             return Ok(());
@@ -81,6 +82,18 @@ impl Ready<'_> {
         }
         let taken = self.containers.values().any(|container| container.name() == name);
         taken.then(|| format!("the sandbox `{sandbox}` has a container `{name}` already"))
+    }
+
+    /// Why what a container shares cannot be had.
+    fn cannot_share(&self, shares: &[ShareEntry]) -> Option<String> {
+        let writes = shares.iter().any(|share| !share.read_only);
+        (writes && !self.plan.config.writable_later).then(|| {
+            let sandbox = &self.first().plan.id;
+            format!(
+                "the sandbox `{sandbox}` that it is to join runs in the foreground, where what joins can change no \
+                 files of the host: start the sandbox with --detach, or share files read-only"
+            )
+        })
     }
 
     /// Has the host do its part for a container: its files, and the hooks that come before it.

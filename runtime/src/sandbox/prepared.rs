@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::Instant;
 
-use sandbox_vmm_api::{MachineKind, VmEvent};
+use sandbox_vmm_api::{MachineKind, ProcessIds, VmEvent};
 
 use super::container::{Claimed, Container};
 use super::streams::Ends;
 use super::{Booted, ContainerPlan, Error, Event, Inbox, MachinePlan, Request, Watcher};
 use crate::agent::{self, Secret};
+use crate::identity;
 use crate::listening::Listening;
 use crate::machine::{LogTo, Machine};
 use crate::network::{Growth, Loopback, Network, NetworkError};
@@ -38,7 +40,12 @@ impl Prepared {
         let first = Container::new(claimed, ends, None, inbox.sender())?;
         let secret =
             Secret::new().map_err(|error| Error::Host { step: "get a secret for the agent", error })?;
+        plan.config.ids = identity::of_machine();
         let listening = listen(&first.directory, secret.clone(), inbox)?;
+        if let Some(ids) = plan.config.ids {
+            open_to_machine(&first.directory, ids)
+                .map_err(|error| Error::Host { step: "open the guest's sockets to its machine", error })?;
+        }
         let of = &first.plan;
         let network = of.network.prepare(&of.id, of.stand_in, growth(of))?;
         plan.config.nets = network.iter().flat_map(Network::devices).collect();
@@ -99,6 +106,16 @@ fn listen(directory: &StateDir, secret: Secret, inbox: &Inbox) -> Result<[Listen
         agent::listen_for_agent(&paths.agent_socket(), inbox.sender())?,
         agent::listen_for_streams(&paths.stream_socket(), secret, inbox.sender())?,
     ])
+}
+
+/// What the guest may dial is the machine's to connect to, and nobody else's but root's.
+fn open_to_machine(directory: &StateDir, ids: ProcessIds) -> io::Result<()> {
+    let paths = directory.paths();
+    identity::open_to(ids, &paths.vsock_directory(), 0o710)?;
+    for socket in [paths.agent_socket(), paths.stream_socket()] {
+        identity::open_to(ids, &socket, 0o660)?;
+    }
+    Ok(())
 }
 
 impl Booted {

@@ -140,9 +140,14 @@ sandbox_bare_start:
     pause
     jmp .Lbare_wait
 
+// The mask is how many times.
 .Lbare_say:
+    mov ebx, edx
+.Lbare_say_again:
     mov al, cl
     call .Lbare_put
+    dec ebx
+    jnz .Lbare_say_again
     jmp .Lbare_next
 
 // The mask is the number of words.

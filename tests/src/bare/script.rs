@@ -68,8 +68,13 @@ impl Script {
     /// Reports a text.
     pub fn say(&mut self, text: &str) {
         for byte in text.bytes() {
-            self.step(number::SAY, 0, byte.into(), 0);
+            self.repeat(byte, 1);
         }
+    }
+
+    /// Reports a character over and over.
+    pub fn repeat(&mut self, byte: u8, times: u32) {
+        self.step(number::SAY, 0, byte.into(), times);
     }
 
     /// Selects the device with this identity, of devices from this address on and so far apart.

@@ -2,13 +2,15 @@
 //! meanwhile.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::XattrFlags;
 use sandbox_tests::bare::{self, DATA, Ring, Script, device, flag};
 use sandbox_tests::sandbox;
-use sandbox_vmm_api::{ShareEntry, VmConfig};
+use sandbox_tests::vmm::Machine;
+use sandbox_vmm_api::{ProcessIds, ShareEntry, VmConfig};
 
 /// Operations (`enum fuse_opcode` of `linux/fuse.h`).
 mod opcode {
@@ -28,6 +30,7 @@ mod opcode {
     pub const WRITE: u32 = 16;
     pub const RELEASE: u32 = 18;
     pub const SETXATTR: u32 = 21;
+    pub const REMOVEXATTR: u32 = 24;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
     pub const READDIR: u32 = 28;
@@ -37,6 +40,7 @@ mod opcode {
     pub const FALLOCATE: u32 = 43;
     pub const COPY_FILE_RANGE: u32 = 47;
     pub const SETUP_MAPPING: u32 = 48;
+    pub const TMPFILE: u32 = 51;
 }
 
 const ROOT: u64 = 1;
@@ -263,17 +267,16 @@ fn share(config: &mut VmConfig, directory: &Path) {
     config.shares = vec![entry("writable", false), entry("fixed", true)];
 }
 
-#[test]
-fn names_with_slashes_guessed_handles_and_giant_lengths_are_refused() {
+/// Has a guest try all of it, and holds each answer against what it is to be. The machine runs on.
+fn try_all(tries: &[Try], share: impl FnOnce(&mut VmConfig, &Path)) -> Machine {
     const REPLY: u32 = DATA + 0x2_0000;
     const UNTOUCHED: u32 = 0x1111_1111;
-    let tries = all_tries();
     let mut script = Script::new();
     script.select(device::FS);
     let mut rings = [Ring::new(0, 8), Ring::new(1, 8)];
     script.bring_up(0, &mut rings);
     let [_, ring] = &mut rings;
-    for attempt in &tries {
+    for attempt in tries {
         script.fill(REPLY, UNTOUCHED, 4);
         script.copy(DATA, &attempt.message);
         let request = (DATA.into(), attempt.message.len() as u32, 0);
@@ -299,6 +302,12 @@ fn names_with_slashes_guessed_handles_and_giant_lengths_are_refused() {
             Silence => assert_eq!(error, UNTOUCHED, "{what}"),
         }
     }
+    machine
+}
+
+#[test]
+fn names_with_slashes_guessed_handles_and_giant_lengths_are_refused() {
+    let machine = try_all(&all_tries(), share);
     let directory = machine.plan.directory.path();
     for file in ["outside/canary", "fixed/file"] {
         assert_eq!(fs::read_to_string(directory.join(file)).unwrap(), "unharmed");
@@ -308,6 +317,56 @@ fn names_with_slashes_guessed_handles_and_giant_lengths_are_refused() {
         let left: Vec<_> =
             fs::read_dir(directory.join(name)).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, expected, "{name}");
+    }
+}
+
+/// Everything that changes something, each where it would be done if it could.
+fn changes() -> Vec<Try> {
+    use opcode::*;
+    let mut all = writes_to_what_is_read_only();
+    let more = [
+        ("makes a pipe", MKNOD, FIXED, [words(&[libc::S_IFIFO | 0o666, 0, 0, 0]), b"x\0".to_vec()].concat()),
+        ("makes a file without a name", TMPFILE, FIXED, words(&[2, libc::S_IFREG | 0o600, 0, 0])),
+        ("removes a directory", RMDIR, ROOT, b"fixed\0".to_vec()),
+        ("links a file", LINK, FIXED, [&FIXED_FILE.to_le_bytes()[..], b"x\0"].concat()),
+        ("empties a file by opening it", OPEN, FIXED_FILE, words(&[libc::O_TRUNC as u32, 0])),
+        ("writes", WRITE, FIXED_FILE, handle(GUESS, 40)),
+        ("allocates", FALLOCATE, FIXED_FILE, handle(GUESS, 32)),
+        ("copies", COPY_FILE_RANGE, FIXED_FILE, handle(GUESS, 56)),
+        ("sets an attribute", SETXATTR, FIXED_FILE, [words(&[1, 0]), b"user.x\0y".to_vec()].concat()),
+        ("removes an attribute", REMOVEXATTR, FIXED_FILE, b"user.x\0".to_vec()),
+    ];
+    all.extend(more.map(|(what, opcode, node, body)| attempt(what, Refused, opcode, node, &[&body])));
+    for attempt in &mut all {
+        attempt.answer = Error(libc::EROFS);
+    }
+    all
+}
+
+#[test]
+fn a_share_that_is_only_read_is_served_without_the_right_to_change_anything() {
+    use opcode::*;
+    let mut tries: Vec<_> = all_tries().into_iter().take(5).collect();
+    tries.extend(changes());
+    tries.push(attempt("opens a file to read it", Done, OPEN, FIXED_FILE, &[&words(&[0, 0])]));
+    let ids = ProcessIds { vmm: 0x7800_0000 + std::process::id(), qemu: 0x7900_0000 + std::process::id() };
+    let mut machine = try_all(&tries, |config, directory| {
+        share(config, directory);
+        for entry in &mut config.shares {
+            entry.read_only = true;
+        }
+        // What is not the server's is for root alone, which it is not.
+        fs::set_permissions(directory.join("fixed"), fs::Permissions::from_mode(0o700)).unwrap();
+        config.ids = Some(ids);
+    });
+    let pid = machine.process().pid();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let id = ids.vmm;
+        for field in ["Uid", "Gid"] {
+            assert!(status.contains(&format!("{field}:\t{id}\t{id}\t{id}\t{id}\n")), "{status}");
+        }
+        assert!(status.contains("\nGroups:\t \n") || status.contains("\nGroups:\t\n"), "{status}");
     }
 }
 
@@ -349,4 +408,62 @@ fn a_path_that_the_host_changes_all_the_time_never_leads_outside() {
     assert_eq!(fs::read_to_string(sandbox.directory().join("outside/file")).unwrap(), "outside\n");
     let left: Vec<_> = fs::read_dir(sandbox.directory().join("outside")).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// A capability to do everything, as it stands in a file's attribute (`VFS_CAP_REVISION_2`, effective).
+const FILE_CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn set_ids_and_file_capabilities_go_when_somebody_else_writes_a_file() {
+    let sandbox = sandbox("set-ids").config(|config| {
+        config["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+    });
+    let volume = sandbox.directory().join("volume");
+    fs::create_dir(&volume).unwrap();
+    let at = |name: &str| volume.join(name);
+    for name in ["appended", "cut", "written"] {
+        fs::write(at(name), "as it was\n").unwrap();
+        rustix::fs::setxattr(at(name), "security.capability", &FILE_CAPABILITY, XattrFlags::empty()).unwrap();
+        // A change of the mode would be no change of the capability, so it may come after.
+        fs::set_permissions(at(name), fs::Permissions::from_mode(0o6777)).unwrap();
+    }
+    fs::create_dir(at("of-a-group")).unwrap();
+    chown(at("of-a-group"), None, Some(5000)).unwrap();
+    fs::set_permissions(at("of-a-group"), fs::Permissions::from_mode(0o2777)).unwrap();
+    let sandbox = sandbox.mount("/mnt", "bind", &volume, &["rbind", "rw"]);
+    let script = "cd /mnt && echo more >>appended && echo less >cut && \
+                  printf x | dd of=written conv=notrunc 2>/dev/null && probe make of-a-group/mine 2755";
+    sandbox.run(["sh", "-c", script]).expect_code(0);
+    for name in ["appended", "cut", "written"] {
+        let mode = fs::metadata(at(name)).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o777, "{name}: {mode:o}");
+        let capability = rustix::fs::getxattr(at(name), "security.capability", &mut [0; 64]);
+        assert_eq!(capability, Err(rustix::io::Errno::NODATA), "{name}");
+    }
+    // Who is not of the group makes no program that runs as it.
+    let made = fs::metadata(at("of-a-group/mine")).unwrap();
+    assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (1000, 5000, 0o755));
+}
+
+#[test]
+fn a_root_file_system_full_of_links_leads_nowhere_on_the_host() {
+    let sandbox = sandbox("links").flag("--persist");
+    let outside = sandbox.directory().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let volume = sandbox.directory().join("volume");
+    fs::create_dir(&volume).unwrap();
+    // Where the runtime mounts, and where it might write a name or an address.
+    for name in ["proc", "dev", "sys", "etc", "mnt", "run"] {
+        let place = sandbox.bundle.root(name);
+        let _ = fs::remove_dir_all(&place);
+        symlink(&outside, &place).unwrap();
+    }
+    let sandbox = sandbox.mount("/mnt/deep/volume", "bind", &volume, &["rbind", "rw"]);
+    // Whether it can start at all is its own affair.
+    let _ = sandbox.run(["sh", "-c", "echo x >/mnt/x; echo x >/etc/x; echo x >/run/x"]);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was made outside");
+    assert_eq!(fs::read_dir(&volume).unwrap().count(), 0);
+    for name in ["proc", "dev", "sys", "etc", "mnt", "run"] {
+        assert!(sandbox.bundle.root(name).is_symlink(), "{name}");
+    }
 }

@@ -1,10 +1,15 @@
 //! Workloads that take what they can get, with a neighbour beside them that goes on.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use sandbox_tests::sandbox;
+use sandbox_tests::bare::{self, Script};
+use sandbox_tests::place::{machine, patience};
+use sandbox_tests::process::{POLL, Process};
+use sandbox_tests::{Sandbox, leaks, sandbox, skip};
 use serde_json::json;
 
 /// More processes, and more memory, without an end.
@@ -31,6 +36,135 @@ fn fork_bombs_and_memory_bombs_stay_in_their_sandbox() {
     offender.expect_nothing_left();
     neighbour.exec(&[], ["echo", "unharmed"]).expect_stdout("unharmed\n");
     container.end();
+}
+
+/// The cgroups of the host that hold a sandbox with `linux.cgroupsPath`, where processor time is under their control.
+struct ProcessorTime {
+    /// Where the limit is written, and what a hundredth of a second in a tenth is there.
+    limit: (PathBuf, &'static str),
+    used: PathBuf,
+}
+
+impl ProcessorTime {
+    fn of(id: &str) -> Option<Self> {
+        let of = |file: &str| {
+            leaks::cgroups_named(id).into_iter().map(|path| path.join(file)).find(|path| path.exists())
+        };
+        let limit = of("cpu.max")
+            .map(|path| (path, "10000 100000"))
+            .or_else(|| of("cpu.cfs_quota_us").map(|path| (path, "10000")))?;
+        let used =
+            of("cpuacct.usage").or_else(|| limit.0.exists().then(|| limit.0.with_file_name("cpu.stat")))?;
+        Some(Self { limit, used })
+    }
+
+    /// Allows a tenth of one processor.
+    fn limit(&self) {
+        let (path, tenth) = &self.limit;
+        fs::write(path, tenth).unwrap();
+    }
+
+    fn used(&self) -> Duration {
+        let text = fs::read_to_string(&self.used).unwrap();
+        match text.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
+            Some(micros) => Duration::from_micros(micros.parse().unwrap()),
+            None => Duration::from_nanos(text.trim().parse().unwrap()),
+        }
+    }
+}
+
+/// A sandbox in a cgroup of its own.
+fn grouped(name: &str, script: &str) -> Sandbox {
+    let sandbox = sandbox(name).command(["sh", "-c", script]);
+    let path = format!("/{}", sandbox.id);
+    sandbox.config(|config| config["linux"]["cgroupsPath"] = path.into())
+}
+
+#[test]
+fn a_bomb_has_no_more_of_the_processors_than_its_cgroup_and_a_neighbour_works() {
+    const WORK: Duration = Duration::from_secs(1);
+    let offender = grouped("bomb-in-cgroup", BOMBS)
+        .config(|config| config["linux"]["resources"]["memory"]["limit"] = (96u64 << 20).into());
+    let neighbour = grouped("beside-bomb", "echo ready; while :; do :; done");
+    let mut bomb = offender.create();
+    let Some(of_bomb) = ProcessorTime::of(&offender.id) else {
+        bomb.end();
+        return skip("a_bomb_has_no_more_of_the_processors", "no cgroup controls processor time here");
+    };
+    of_bomb.limit();
+    offender.on("start", []).expect_code(0);
+    bomb.wait_for_stdout("ready");
+    let mut working = neighbour.start();
+    working.wait_for_stdout("ready");
+    let of_neighbour = ProcessorTime::of(&neighbour.id).unwrap();
+    let (begin, bomb_before, before) = (Instant::now(), of_bomb.used(), of_neighbour.used());
+    while of_neighbour.used() - before < WORK {
+        assert!(begin.elapsed() < patience(), "the neighbour has got {:?}", of_neighbour.used() - before);
+        std::thread::sleep(POLL);
+    }
+    // A tenth, and a period of it that may have begun before.
+    let (passed, used) = (begin.elapsed(), of_bomb.used() - bomb_before);
+    assert!(used <= passed / 10 + Duration::from_millis(200), "{used:?} of {passed:?}");
+    working.end();
+    bomb.end();
+}
+
+#[test]
+fn files_without_end_run_out_for_the_guest_and_for_nobody_else() {
+    const FILES: usize = 600;
+    const DESCRIPTORS: u64 = 512;
+    let sandbox = sandbox("many-files");
+    let many = sandbox.bundle.root("many");
+    fs::create_dir(&many).unwrap();
+    for number in 0..FILES {
+        fs::write(many.join(number.to_string()), "x").unwrap();
+    }
+    let script = "probe hold /many && read line && echo $line";
+    let mut command = sandbox.run_command(sandbox.bundle.path(), ["sh", "-c", script]);
+    let limit = libc::rlimit { rlim_cur: DESCRIPTORS, rlim_max: DESCRIPTORS };
+    // SAFETY: between fork and exec, one system call that reads a structure of the closure's own.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let mut run = Process::spawn(&mut command);
+    run.wait_for_stdout("held");
+    // Its streams, and what the runtime asks, have descriptors of their own.
+    let machine = sandbox.verb(["check", "--security", &sandbox.id]).expect_code(0);
+    assert!(machine.out().contains("sandbox-vmm"), "{machine}");
+    run.write(b"goes on\n");
+    let outcome = run.wait().expect_code(0);
+    // Where the machine's process may allow itself more, it does.
+    let all = format!("{FILES} held\ngoes on\n");
+    let fewer = outcome.out().contains("Too many open files") && outcome.out().ends_with("goes on\n");
+    assert!(fewer || outcome.out() == all, "{outcome}");
+}
+
+#[test]
+fn a_console_that_is_flooded_is_bounded() {
+    const PER_SECOND: u64 = 256 << 10;
+    // An exit for each character takes the machine on KVM long in the lab.
+    let flood = if machine() == "kvm" { 32 << 10 } else { 2 << 20 };
+    let mut script = Script::new();
+    script.repeat(b'x', flood);
+    script.say("\nthe end\n");
+    let begin = Instant::now();
+    let console = bare::run(script, |_, _| {});
+    let seconds = begin.elapsed().as_secs() + 2;
+    let notes = |line: &&str| line.ends_with("bytes of console output dropped]");
+    let dropped: u64 = console
+        .lines()
+        .filter(notes)
+        .map(|line| line.trim_start_matches('[').split(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    let written = console.bytes().filter(|byte| *byte == b'x').count() as u64;
+    assert!(written <= PER_SECOND * seconds, "{written} bytes in {seconds} s");
+    assert!(written + dropped <= u64::from(flood) + 100, "{written} and {dropped} of {flood}");
+    if console.ends_with("the end\n") {
+        assert!(written + dropped >= u64::from(flood), "{written} and {dropped} of {flood}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sandbox_tests::pattern::{checksum_of, sequence};
+use sandbox_tests::pattern::{Checksum, checksum_of, sequence};
 use sandbox_tests::place::{on_kvm, patience};
 use sandbox_tests::vmm::{Machine, plan};
 use sandbox_vmm_api::{
@@ -88,6 +88,20 @@ fn a_machine_has_the_cpus_it_was_given() {
     }
 }
 
+/// An image that says of itself that it is a qcow2 of 1 GiB over a file of the host.
+fn posing_image() -> Vec<u8> {
+    let backing = b"/etc/passwd";
+    let mut image = b"QFI\xfb\0\0\0\x02".to_vec();
+    image.extend(72u64.to_be_bytes());
+    image.extend((backing.len() as u32).to_be_bytes());
+    image.extend(16u32.to_be_bytes());
+    image.extend((1u64 << 30).to_be_bytes());
+    image.resize(72, 0);
+    image.extend(backing);
+    image.resize(64 << 10, 0);
+    image
+}
+
 #[test]
 fn disks_are_read_and_written_and_read_only_is_read_only() {
     const BYTES: usize = 20 << 20;
@@ -97,7 +111,13 @@ fn disks_are_read_and_written_and_read_only_is_read_only() {
             fs::write(&path, sequence(BYTES)).unwrap();
             config.disks.push(DiskConfig { path, read_only });
         }
+        let path = at.join("posing");
+        fs::write(&path, posing_image()).unwrap();
+        config.disks.push(DiskConfig { path, read_only: false });
     });
+    let mut posing = Checksum::default();
+    posing.add(&posing_image());
+    assert_eq!(ask(&machine, "read-disk vdc"), format!("{posing} ro=0"), "its format is raw");
     assert_eq!(ask(&machine, "read-disk vda"), format!("{} ro=1", checksum_of(BYTES)));
     assert_eq!(ask(&machine, "read-disk vdb"), format!("{} ro=0", checksum_of(BYTES)));
     assert!(ask(&machine, "write-disk vda 4096").contains("FAILED"));

@@ -91,6 +91,22 @@ pub struct VmConfig {
     /// What devices do at most.
     #[serde(default)]
     pub rates: Rates,
+    /// Whose processes the machine's are; none: the caller's, and those of QEMU nobody's.
+    #[serde(default)]
+    pub ids: Option<ProcessIds>,
+    /// Whether entries that the guest may write to can be added to the share while the machine runs.
+    #[serde(default)]
+    pub writable_later: bool,
+}
+
+/// The ids that the processes of a machine take, each for its user and its group. Nobody else is to have them.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessIds {
+    /// Those of `sandbox-vmm`. The directory of the vsock sockets and those in it are to be open to this group.
+    pub vmm: u32,
+    /// Those of QEMU.
+    pub qemu: u32,
 }
 
 /// What each device of a kind does for its guest at most.

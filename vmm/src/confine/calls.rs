@@ -22,6 +22,7 @@ use libc::{
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::Kind;
+use crate::fs::Access;
 
 /// What any thread of a Rust program does: memory, locks, time, signals, its end; and to write to a descriptor that
 /// it has, for the log and for eventfds.
@@ -73,38 +74,26 @@ const SOCKETS: &[i64] = &[
     SYS_shutdown,
 ];
 
-/// What a file server does below a directory that is open; and the identity in whose name it does it.
+/// What a file server does below a directory that is open; and what a disk does, whose image is open already.
 const FILES: &[i64] = &[
     SYS_capget,
-    SYS_capset,
-    SYS_copy_file_range,
     SYS_dup,
     SYS_fallocate,
     SYS_fchdir,
-    SYS_fchmod,
-    SYS_fchmodat,
-    SYS_fchown,
-    SYS_fchownat,
     SYS_fcntl,
     SYS_fdatasync,
     SYS_fgetxattr,
     SYS_flistxattr,
     SYS_flock,
-    SYS_fremovexattr,
-    SYS_fsetxattr,
     SYS_fstat,
     SYS_fstatfs,
     SYS_fsync,
-    SYS_ftruncate,
     SYS_getdents64,
     SYS_getegid,
     SYS_geteuid,
     SYS_getxattr,
-    SYS_linkat,
     SYS_listxattr,
     SYS_lseek,
-    SYS_mkdirat,
-    SYS_mknodat,
     SYS_name_to_handle_at,
     SYS_newfstatat,
     SYS_openat,
@@ -116,16 +105,32 @@ const FILES: &[i64] = &[
     SYS_pwritev,
     SYS_pwritev2,
     SYS_readlinkat,
+    SYS_statx,
+    SYS_syncfs,
+    SYS_umask,
+];
+
+/// What changes files, and the identity in whose name it does so.
+const CHANGES: &[i64] = &[
+    SYS_capset,
+    SYS_copy_file_range,
+    SYS_fchmod,
+    SYS_fchmodat,
+    SYS_fchown,
+    SYS_fchownat,
+    SYS_fremovexattr,
+    SYS_fsetxattr,
+    SYS_ftruncate,
+    SYS_linkat,
+    SYS_mkdirat,
+    SYS_mknodat,
     SYS_removexattr,
     SYS_renameat2,
     SYS_setgroups,
     SYS_setresgid,
     SYS_setresuid,
     SYS_setxattr,
-    SYS_statx,
     SYS_symlinkat,
-    SYS_syncfs,
-    SYS_umask,
     SYS_unlinkat,
     SYS_utimensat,
 ];
@@ -178,12 +183,15 @@ pub fn of(kind: Kind) -> Result<Rules, BackendError> {
                 allow_if(&mut rules, SYS_ioctl, equals(1, request)?)?;
             }
         }
-        Kind::Files => {
+        Kind::Files(access) => {
             allow(&mut rules, EVENTS);
             allow(&mut rules, FILES);
-            // Before a write in another's name, the file server looks at its own capabilities.
-            for option in [libc::PR_CAPBSET_READ, libc::PR_CAP_AMBIENT] {
-                allow_if(&mut rules, SYS_prctl, equals(0, option as u64)?)?;
+            if access == Access::ReadWrite {
+                allow(&mut rules, CHANGES);
+                // Before a write in another's name, the file server looks at its own capabilities.
+                for option in [libc::PR_CAPBSET_READ, libc::PR_CAP_AMBIENT] {
+                    allow_if(&mut rules, SYS_prctl, equals(0, option as u64)?)?;
+                }
             }
             // The working directory and the umask become the thread's own.
             allow_if(&mut rules, SYS_unshare, equals(0, libc::CLONE_FS as u64)?)?;

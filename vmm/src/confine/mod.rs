@@ -8,17 +8,23 @@
 //! - capabilities (`capabilities(7)`): those of a file server for the one that serves files, the one to kill QEMU
 //!   for the one that does, none for others.
 //!
+//! The process as a whole has ids of its own by then ([`identity`]). The thread that makes files for the guest's users is
+//! root again, with nothing of root's but what that takes.
+//!
 //! A thread confines itself before it takes anything from the guest, and no thread can be started afterwards. A
 //! call that is not allowed ends the process, which says so with its last words. Nothing switches any of this off in
 //! a program that was built without the feature `unconfined`, which is for measuring alone.
 
 mod calls;
+pub mod identity;
 mod trap;
 
 use std::cell::Cell;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::fs::Access;
 
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +34,7 @@ pub enum Kind {
     /// Moves bytes between queues and descriptors.
     Devices,
     /// Serves files, to virtio-fs and virtio-blk.
-    Files,
+    Files(Access),
     /// Speaks vhost-user with QEMU.
     VhostUser,
     /// Keeps what a descriptor says: QEMU's messages, or the guest's console.
@@ -39,9 +45,13 @@ pub enum Kind {
     ControlOfQemu,
 }
 
+/// What reading everybody's files takes. `CAP_DAC_READ_SEARCH` is less by its name, but opens files of the whole host by
+/// their handles; this one changes nothing on read-only mounts.
+const TO_READ: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+
 /// What a file server has to do in the name of others.
-const OF_FILES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
+const TO_WRITE: CapabilitySet = TO_READ
+    .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETFCAP)
@@ -53,6 +63,8 @@ const OF_FILES: CapabilitySet = CapabilitySet::CHOWN
 enum Error {
     #[error("giving up capabilities: {0}")]
     Capabilities(#[source] rustix::io::Errno),
+    #[error("becoming the one who may make files of anybody: {0}")]
+    Identity(#[source] rustix::io::Errno),
     #[error("making a filter of system calls: {0}")]
     Filter(#[from] seccompiler::BackendError),
     #[error("installing a filter of system calls: {0}")]
@@ -87,8 +99,12 @@ pub fn enter_once(kind: Kind) {
 
 fn try_enter(kind: Kind) -> Result<(), Error> {
     trap::install().map_err(Error::Trap)?;
+    if kind == Kind::Files(Access::ReadWrite) {
+        identity::become_root().map_err(Error::Identity)?;
+    }
     keep_capabilities(match kind {
-        Kind::Files => OF_FILES,
+        Kind::Files(Access::ReadOnly) => TO_READ,
+        Kind::Files(Access::ReadWrite) => TO_WRITE,
         Kind::ControlOfQemu => CapabilitySet::KILL,
         _ => CapabilitySet::empty(),
     })?;

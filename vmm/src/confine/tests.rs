@@ -13,7 +13,8 @@ fn attempt() {
     let kind = match what.split_once(' ') {
         Some(("vcpu", _)) => Kind::Vcpu,
         Some(("devices", _)) => Kind::Devices,
-        Some(("files", _)) => Kind::Files,
+        Some(("files", _)) => Kind::Files(Access::ReadWrite),
+        Some(("reader", _)) => Kind::Files(Access::ReadOnly),
         _ => Kind::Control,
     };
     rustix::thread::set_no_new_privs(true).unwrap();
@@ -34,6 +35,7 @@ fn make(call: &str) {
         match call {
             "nothing" => {}
             "uid" => _ = libc::syscall(libc::SYS_getuid),
+            "uid 0" => _ = libc::syscall(libc::SYS_setresuid, 0, 0, 0),
             "inet" => _ = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0),
             "unix" => _ = libc::close(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)),
             "code" => {
@@ -60,7 +62,7 @@ fn try_it(what: &str) -> Output {
 
 #[test]
 fn what_the_work_needs_is_allowed() {
-    for what in ["vcpu nothing", "devices unix", "files nothing", "control nothing"] {
+    for what in ["vcpu nothing", "devices unix", "files chown", "reader nothing", "control nothing"] {
         let output = try_it(what);
         assert!(output.status.success(), "{what}: {output:?}");
     }
@@ -77,6 +79,8 @@ fn what_the_work_does_not_need_ends_the_process_with_its_name_and_number() {
         ("devices inet", libc::SYS_socket),
         ("devices chown", libc::SYS_fchownat),
         ("files unix", libc::SYS_socket),
+        ("reader chown", libc::SYS_fchownat),
+        ("reader uid 0", libc::SYS_setresuid),
         ("files code", libc::SYS_mmap),
         ("control chown", libc::SYS_fchownat),
     ] {
@@ -106,7 +110,7 @@ fn capabilities_are_those_that_are_kept() {
         .unwrap()
     };
     assert!(kept(CapabilitySet::empty()).permitted.is_empty());
-    let files = kept(OF_FILES);
-    assert!(OF_FILES.contains(files.permitted) && OF_FILES.contains(files.effective));
+    let files = kept(TO_WRITE);
+    assert!(TO_WRITE.contains(files.permitted) && TO_WRITE.contains(files.effective));
     assert!(files.inheritable.is_empty());
 }

@@ -20,6 +20,7 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse;
 use virtiofsd::passthrough::PassthroughFs;
 
+use super::Access;
 use super::tmpfile::{Capture, Tmpfiles};
 
 /// The most bytes of an extended attribute's value, or of the list of names: Linux's own limit.
@@ -47,16 +48,26 @@ const WHOSE_RIGHTS: FsOptions = FsOptions::CREATE_SUPP_GROUP;
 pub struct Guarded {
     inner: Arc<PassthroughFs>,
     tmpfiles: Arc<Tmpfiles>,
+    access: Access,
 }
 
 impl Guarded {
     /// Puts the checks before a file system.
-    pub fn new(inner: PassthroughFs, tmpfiles: Tmpfiles) -> Self {
-        Self { inner: Arc::new(inner), tmpfiles: Arc::new(tmpfiles) }
+    pub fn new(inner: PassthroughFs, tmpfiles: Tmpfiles, access: Access) -> Self {
+        Self { inner: Arc::new(inner), tmpfiles: Arc::new(tmpfiles), access }
+    }
+
+    /// Refuses a change where nothing is to be changed: the thread that serves has no right to, then.
+    fn check_change(&self) -> io::Result<()> {
+        match self.access {
+            Access::ReadOnly => Err(io::Error::from_raw_os_error(libc::EROFS)),
+            Access::ReadWrite => Ok(()),
+        }
     }
 
     /// Makes a file without a name in a directory, and opens it.
     pub fn tmpfile(&self, context: Context, parent: u64, mode: u32, umask: u32) -> io::Result<(Entry, u64)> {
+        self.check_change()?;
         if mode & libc::S_IFMT != libc::S_IFREG {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -110,17 +121,23 @@ fn check_xattr_name(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes each operation on to the passthrough: after `check` where one is named, and to the files without a
-/// name where one of these is meant and `own` says how.
+/// Whether a file that is opened so is to be changed, if only by the opening.
+fn is_change(flags: u32) -> bool {
+    flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32 || flags & libc::O_TRUNC as u32 != 0
+}
+
+/// Passes each operation on to the passthrough: after the checks that are named, `first` one of the whole file system
+/// and then one of the operation, and to the files without a name where one of these is meant and `own` says how.
 macro_rules! pass_on {
     {$(
         fn $name:ident$(<$generic:ident: $bound:path>)?(
             &self $(, $argument:ident: $type:ty)* $(,)?
-        ) $(-> $ret:ty)? $(, check $check:expr)? $(, own $node:ident $own:expr)?;
+        ) $(-> $ret:ty)? $(, first $first:ident)? $(, check $check:expr)? $(, own $node:ident $own:expr)?;
     )*} => {$(
         #[inline]
         #[allow(clippy::too_many_arguments)]
         fn $name$(<$generic: $bound>)?(&self $(, $argument: $type)*) $(-> $ret)? {
+            $(self.$first()?;)?
             $($check?;)?
             $(if Tmpfiles::owns($node) {
                 return call(&self.tmpfiles, $own);
@@ -151,34 +168,35 @@ impl FileSystem for Guarded {
         fn setattr(
             &self, ctx: Context, inode: Self::Inode, attr: fuse::SetattrIn, handle: Option<Self::Handle>,
             valid: SetattrValid,
-        ) -> io::Result<(fuse::Attr, Duration)>, own inode |files| files.setattr(inode, &attr, valid);
+        ) -> io::Result<(fuse::Attr, Duration)>, first check_change,
+            own inode |files| files.setattr(inode, &attr, valid);
         fn readlink(&self, ctx: Context, inode: Self::Inode) -> io::Result<Vec<u8>>;
         fn symlink(
             &self, ctx: Context, linkname: &CStr, parent: Self::Inode, name: &CStr, extensions: Extensions,
-        ) -> io::Result<Entry>, check check_name(name);
+        ) -> io::Result<Entry>, first check_change, check check_name(name);
         fn mknod(
             &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, rdev: u32, umask: u32,
             extensions: Extensions,
-        ) -> io::Result<Entry>, check check_name(name).and_then(|()| check_node_type(mode));
+        ) -> io::Result<Entry>, first check_change,
+            check check_name(name).and_then(|()| check_node_type(mode));
         fn mkdir(
             &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, umask: u32,
             extensions: Extensions,
-        ) -> io::Result<Entry>, check check_name(name);
+        ) -> io::Result<Entry>, first check_change, check check_name(name);
         fn unlink(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>,
-            check check_name(name);
+            first check_change, check check_name(name);
         fn rmdir(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<()>,
-            check check_name(name);
+            first check_change, check check_name(name);
         fn rename(
             &self, ctx: Context, olddir: Self::Inode, oldname: &CStr, newdir: Self::Inode, newname: &CStr,
             flags: u32,
-        ) -> io::Result<()>, check check_name(oldname).and_then(|()| check_name(newname));
-        fn open(
-            &self, ctx: Context, inode: Self::Inode, kill_priv: bool, flags: u32,
-        ) -> io::Result<(Option<Self::Handle>, OpenOptions)>, own inode |files| files.open(inode, kill_priv, flags);
+        ) -> io::Result<()>, first check_change,
+            check check_name(oldname).and_then(|()| check_name(newname));
         fn create(
             &self, ctx: Context, parent: Self::Inode, name: &CStr, mode: u32, kill_priv: bool, flags: u32,
             umask: u32, extensions: Extensions,
-        ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)>, check check_name(name);
+        ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)>, first check_change,
+            check check_name(name);
         fn read<W: ZeroCopyWriter>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, w: W, size: u32, offset: u64,
             lock_owner: Option<u64>, flags: u32,
@@ -186,7 +204,7 @@ impl FileSystem for Guarded {
         fn write<R: ZeroCopyReader>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, r: R, size: u32, offset: u64,
             lock_owner: Option<u64>, delayed_write: bool, kill_priv: bool, flags: u32,
-        ) -> io::Result<usize>, own inode |files| {
+        ) -> io::Result<usize>, first check_change, own inode |files| {
             files.write(handle, r, size, offset, delayed_write, kill_priv, flags)
         };
         fn flush(
@@ -198,7 +216,8 @@ impl FileSystem for Guarded {
         fn fallocate(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, mode: u32, offset: u64,
             length: u64,
-        ) -> io::Result<()>, own inode |files| files.fallocate(handle, mode, offset, length);
+        ) -> io::Result<()>, first check_change,
+            own inode |files| files.fallocate(handle, mode, offset, length);
         fn release(
             &self, ctx: Context, inode: Self::Inode, flags: u32, handle: Self::Handle, flush: bool,
             flock_release: bool, lock_owner: Option<u64>,
@@ -208,9 +227,10 @@ impl FileSystem for Guarded {
         fn setxattr(
             &self, ctx: Context, inode: Self::Inode, name: &CStr, value: &[u8], flags: u32,
             extra_flags: SetxattrFlags,
-        ) -> io::Result<()>, check check_xattr_name(name),
+        ) -> io::Result<()>, first check_change, check check_xattr_name(name),
             own inode |files| files.setxattr(inode, name, value, flags);
         fn removexattr(&self, ctx: Context, inode: Self::Inode, name: &CStr) -> io::Result<()>,
+            first check_change,
             check check_xattr_name(name), own inode |files| files.removexattr(inode, name);
         fn opendir(
             &self, ctx: Context, inode: Self::Inode, flags: u32,
@@ -262,11 +282,28 @@ impl FileSystem for Guarded {
         newparent: Self::Inode,
         newname: &CStr,
     ) -> io::Result<Entry> {
+        self.check_change()?;
         check_name(newname)?;
         if Tmpfiles::owns(inode) {
             return self.link_tmpfile(ctx, inode, newparent, newname);
         }
         self.inner.link(ctx, inode, newparent, newname)
+    }
+
+    fn open(
+        &self,
+        ctx: Context,
+        inode: Self::Inode,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
+        if is_change(flags) {
+            self.check_change()?;
+        }
+        if Tmpfiles::owns(inode) {
+            return self.tmpfiles.open(inode, kill_priv, flags);
+        }
+        self.inner.open(ctx, inode, kill_priv, flags)
     }
 
     fn copyfilerange(
@@ -281,6 +318,7 @@ impl FileSystem for Guarded {
         len: u64,
         flags: u64,
     ) -> io::Result<usize> {
+        self.check_change()?;
         if Tmpfiles::owns(inode_in) || Tmpfiles::owns(inode_out) {
             // The guest's kernel copies by itself then.
             return Err(io::Error::from_raw_os_error(libc::EXDEV));
@@ -323,6 +361,20 @@ mod tests {
         }
         for bad in [c"", c".", c"..", c"/", c"a/b", c"/etc", c"../x"] {
             assert_eq!(check_name(bad).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn opening_to_read_is_no_change() {
+        for (flags, change) in [
+            (libc::O_RDONLY, false),
+            (libc::O_RDONLY | libc::O_NOATIME | libc::O_DIRECTORY, false),
+            (libc::O_RDONLY | libc::O_TRUNC, true),
+            (libc::O_WRONLY, true),
+            (libc::O_RDWR, true),
+            (libc::O_ACCMODE, true),
+        ] {
+            assert_eq!(is_change(flags as u32), change, "{flags:#o}");
         }
     }
 

@@ -88,6 +88,15 @@ pub enum Error {
     },
 }
 
+/// What the guest may do to files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read them.
+    ReadOnly,
+    /// Change them, where an entry's own mount does not forbid it.
+    ReadWrite,
+}
+
 /// The virtio-fs device.
 pub struct Fs {
     server: Server<Guarded>,
@@ -105,17 +114,18 @@ enum Thread {
 }
 
 impl Fs {
-    /// Serves the directory at `root` under `tag`.
+    /// Serves the directory at `root` under `tag`. What is served read-only refuses every change by itself.
     ///
     /// `descriptors` is an open `/proc/self/fd`, which a jailed process no longer has by name.
-    pub fn new(tag: &str, root: &Path, descriptors: File) -> Result<Self, Error> {
+    pub fn new(tag: &str, root: &Path, access: Access, descriptors: File) -> Result<Self, Error> {
         let limit = raise_descriptor_limit()?;
         let guest_files = limit - RESERVED_DESCRIPTORS.min(limit / 2);
         let tmpfiles = Tmpfiles::new(descriptors.try_clone().map_err(Error::Descriptors)?);
         let path = root.to_string_lossy().into_owned();
-        let passthrough = PassthroughFs::new(passthrough_config(path.clone(), descriptors, guest_files))
-            .map_err(|error| Error::Root { path, error })?;
-        let files = Guarded::new(passthrough, tmpfiles);
+        let passthrough =
+            PassthroughFs::new(passthrough_config(path.clone(), access, descriptors, guest_files))
+                .map_err(|error| Error::Root { path, error })?;
+        let files = Guarded::new(passthrough, tmpfiles, access);
         Ok(Self {
             server: Server::new(files.clone()),
             files,
@@ -312,7 +322,7 @@ fn refuse(memory: &GuestMemory, chain: DescriptorChain<&GuestMemory>, unique: u6
 }
 
 /// How the passthrough is to behave; see the module's primer for what the guest may cache.
-fn passthrough_config(root_dir: String, descriptors: File, guest_fd_limit: u64) -> Config {
+fn passthrough_config(root_dir: String, access: Access, descriptors: File, guest_fd_limit: u64) -> Config {
     Config {
         entry_timeout: VALID_FOR,
         attr_timeout: VALID_FOR,
@@ -331,6 +341,8 @@ fn passthrough_config(root_dir: String, descriptors: File, guest_fd_limit: u64) 
         // Linux leaves access lists out on announced mounts (6.12, `fuse_fill_super_submount`), and every entry
         // is one.
         posix_acl: NegotiationMode::Never,
+        // Only a file's owner may ask for it, and on read-only mounts it means nothing.
+        clean_noatime: access == Access::ReadOnly,
         guest_fd_limit,
         ..Config::default()
     }

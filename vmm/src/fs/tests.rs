@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use virtiofsd::fuse::{self, Opcode};
 use vm_memory::ByteValued;
 
-use super::Fs;
+use super::{Access, Fs};
 use crate::devices::testing::{self, Driver, Part};
 use crate::virtio::{GuestMemory, VirtioDevice};
 
@@ -29,7 +29,11 @@ type Reply = Result<Vec<u8>, i32>;
 
 impl Client {
     fn new() -> Self {
-        let mut client = Self::without_init();
+        Self::with(Access::ReadWrite)
+    }
+
+    fn with(access: Access) -> Self {
+        let mut client = Self::without_init(access);
         let init = fuse::InitInCompat { major: 7, minor: 41, max_readahead: 128 * 1024, flags: u32::MAX };
         let ext = [0u8; size_of::<fuse::InitInExt>()];
         let reply = client.request(Opcode::Init, 0, &[init.as_slice(), &ext]).unwrap();
@@ -38,10 +42,10 @@ impl Client {
         client
     }
 
-    fn without_init() -> Self {
+    fn without_init(access: Access) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let descriptors = File::open("/proc/self/fd").unwrap();
-        let fs = Fs::new("share", directory.path(), descriptors).unwrap();
+        let fs = Fs::new("share", directory.path(), access, descriptors).unwrap();
         let memory = testing::memory();
         let drivers = [0, 1].map(|queue| Driver::new(&memory, queue, 128));
         Self { fs, memory, drivers, directory }
@@ -118,7 +122,7 @@ fn read<T: ByteValued + Default>(bytes: &[u8]) -> T {
 
 #[test]
 fn the_configuration_is_the_tag_and_one_request_queue() {
-    let client = Client::without_init();
+    let client = Client::without_init(Access::ReadWrite);
     let mut config = [0xff; 44];
     client.fs.read_config(0, &mut config);
     assert_eq!(&config[..6], b"share\0");
@@ -290,4 +294,23 @@ fn a_request_of_another_client_starts_anew() {
     let init = fuse::InitInCompat { flags: SUBMOUNTS, ..old };
     client.request(Opcode::Init, 0, &[init.as_slice()]).unwrap();
     assert_eq!(client.read(entry.nodeid, open.fh, 10), Err(libc::EBADF));
+}
+
+#[test]
+fn what_is_served_read_only_is_read_and_refuses_to_be_changed() {
+    let mut client = Client::with(Access::ReadOnly);
+    std::fs::write(client.directory.path().join("file"), "content").unwrap();
+    let entry: fuse::EntryOut = read(&client.request(Opcode::Lookup, 1, &[b"file\0"]).unwrap());
+    let open = |flags: i32| fuse::OpenIn { flags: flags as u32, ..Default::default() };
+    let reply = client.request(Opcode::Open, entry.nodeid, &[open(libc::O_NOATIME).as_slice()]).unwrap();
+    let opened: fuse::OpenOut = read(&reply);
+    assert_eq!(client.read(entry.nodeid, opened.fh, 100).unwrap(), b"content");
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
+        let opened = client.request(Opcode::Open, entry.nodeid, &[open(flags).as_slice()]);
+        assert_eq!(opened, Err(libc::EROFS), "{flags:#o}");
+    }
+    assert_eq!(client.write(entry.nodeid, opened.fh, b"x"), Err(libc::EROFS));
+    assert_eq!(client.mknod("pipe", libc::S_IFIFO | 0o666), Err(libc::EROFS));
+    assert_eq!(client.request(Opcode::Unlink, 1, &[b"file\0"]), Err(libc::EROFS));
+    assert_eq!(std::fs::read_to_string(client.directory.path().join("file")).unwrap(), "content");
 }

@@ -17,9 +17,10 @@ use crate::boot::cmdline::{Console, MmioSlot, kernel_cmdline};
 use crate::boot::{BootError, Description, Guest};
 use crate::bus::Bus;
 use crate::config::Config;
-use crate::confine::Kind;
+use crate::confine::{Kind, identity};
 use crate::devices::blk::image::ImageError;
 use crate::devices::net::NetError;
+use crate::fs::Access;
 use crate::jail;
 use crate::legacy::serial::{SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::legacy::{
@@ -96,6 +97,9 @@ impl KvmMachine {
         let mut opened = Opened::open(config)?;
         timeline.step("open files");
         jail::enter(config.shares(), config.vsock().and_then(|vsock| vsock.socket.parent()))?;
+        if let Some(ids) = config.ids() {
+            identity::take(ids.vmm).map_err(host("take ids of its own"))?;
+        }
         timeline.step("enter the jail");
 
         let serial = opened.take_serial_port()?;
@@ -119,7 +123,7 @@ impl KvmMachine {
         let vcpus = start_vcpus(vcpus, &shared)?;
         let mut machine =
             Self { vcpus, shared, event_loops: Vec::new(), devices, serial, layout, memory, _vm: vm };
-        machine.event_loops = start_event_loops(&machine.devices)?;
+        machine.event_loops = start_event_loops(&machine.devices, config.share_access())?;
         timeline.step("create vCPUs and threads");
         Ok(machine)
     }
@@ -187,13 +191,14 @@ fn start_vcpus(
 }
 
 /// Devices that make file system calls have a thread of their own.
-fn start_event_loops(devices: &[Arc<MmioDevice>]) -> Result<Vec<EventLoop>, StartError> {
+fn start_event_loops(devices: &[Arc<MmioDevice>], access: Access) -> Result<Vec<EventLoop>, StartError> {
     let (files, streams): (Vec<_>, Vec<_>) =
         devices.iter().cloned().partition(|device| device.name() == "fs" || device.name().starts_with("blk"));
     let mut loops =
         vec![EventLoop::start("devices", Kind::Devices, &streams).map_err(host("start the device thread"))?];
     if !files.is_empty() {
-        loops.push(EventLoop::start("files", Kind::Files, &files).map_err(host("start the file thread"))?);
+        let kind = Kind::Files(access);
+        loops.push(EventLoop::start("files", kind, &files).map_err(host("start the file thread"))?);
     }
     Ok(loops)
 }

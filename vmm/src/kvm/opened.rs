@@ -67,7 +67,8 @@ impl Opened {
         }
         if !config.shares().is_empty() {
             let descriptors = self.descriptors.try_clone().map_err(host("keep /proc/self/fd"))?;
-            devices.push(Box::new(Fs::new(SHARE_TAG, Path::new(jail::SHARE), descriptors)?));
+            let root = Path::new(jail::SHARE);
+            devices.push(Box::new(Fs::new(SHARE_TAG, root, config.share_access(), descriptors)?));
         }
         for disk in self.disks.drain(..) {
             devices.push(Box::new(disk));

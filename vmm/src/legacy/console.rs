@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use crate::output_limit::{Bounds, Counts, OutputLimit, Verdict};
 
-/// A verbose boot has a tenth of a second's share.
-const BOUNDS: Bounds = Bounds { total: 16 << 20, per_second: 1 << 20 };
+/// A verbose boot has less than half of a second's share.
+const BOUNDS: Bounds = Bounds { total: 16 << 20, per_second: 256 << 10 };
 /// Bytes are gathered up to the end of a line or this many.
 const BUFFER_BYTES: usize = 512;
 

@@ -26,6 +26,8 @@ fn wire() -> VmConfig {
         console: None,
         control_socket: "/run/control".into(),
         rates: Default::default(),
+        ids: None,
+        writable_later: false,
     }
 }
 

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::confinement;
+pub use super::confinement::NOBODY;
 use crate::confine::{self, Kind};
 
 /// How much of QEMU's last words is kept.
@@ -26,10 +27,15 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Starts QEMU with `arguments`; it inherits `descriptors`, each under its own number, and no other.
+    /// Starts QEMU as `user`, with `arguments`; it inherits `descriptors`, each under its own number, and no other.
     ///
     /// It is killed when the calling *thread* ends: that has to be one that lives as long as the process.
-    pub fn start(program: &str, arguments: &[String], descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub fn start(
+        program: &str,
+        arguments: &[String],
+        descriptors: &[BorrowedFd<'_>],
+        user: u32,
+    ) -> io::Result<Self> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // Signals of the terminal are for the runtime.
@@ -38,7 +44,7 @@ impl Qemu {
         let parent = std::process::id();
         // SAFETY: between fork and exec the closure makes system calls only, and reads two values that were
         // copied into it.
-        unsafe { command.pre_exec(move || prepare(parent, &inherited)) };
+        unsafe { command.pre_exec(move || prepare(parent, &inherited, user)) };
         let mut child = command.spawn()?;
         let pidfd = Pid::from_raw(child.id() as i32)
             .ok_or(io::ErrorKind::InvalidData.into())
@@ -121,7 +127,7 @@ fn printable(line: &str) -> String {
 }
 
 /// In the child, before QEMU: keeps only the descriptors meant for it, is confined, and dies with its parent.
-fn prepare(parent: u32, inherited: &[RawFd]) -> io::Result<()> {
+fn prepare(parent: u32, inherited: &[RawFd], user: u32) -> io::Result<()> {
     let check = |result: i32| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     // SAFETY: system calls on integers; closing on exec what this process does not own is what is wanted.
     unsafe {
@@ -129,7 +135,7 @@ fn prepare(parent: u32, inherited: &[RawFd]) -> io::Result<()> {
         for fd in inherited {
             check(libc::fcntl(*fd, libc::F_SETFD, 0))?;
         }
-        confinement::enter()?;
+        confinement::enter(user)?;
         // A change of identity takes the signal back, so it is asked for last.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
         if libc::getppid() as u32 != parent {

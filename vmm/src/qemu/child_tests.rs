@@ -6,9 +6,13 @@ use std::os::unix::process::ExitStatusExt;
 
 use super::Qemu;
 
+/// Whose the child is.
+const USER: u32 = 0x7900_0001;
+
 fn shell(script: &str, descriptors: &[&File]) -> Qemu {
     let descriptors: Vec<_> = descriptors.iter().map(|file| file.as_fd()).collect();
-    let mut child = Qemu::start("/bin/sh", &["-c".to_owned(), script.to_owned()], &descriptors).unwrap();
+    let mut child =
+        Qemu::start("/bin/sh", &["-c".to_owned(), script.to_owned()], &descriptors, USER).unwrap();
     child.listen().unwrap();
     child
 }
@@ -54,7 +58,7 @@ fn it_has_no_rights() {
     let mut child = shell(script, &[]);
     child.wait();
     let words = child.last_words();
-    assert!(words.starts_with("65534; "), "{words}");
+    assert!(words.starts_with(&format!("{USER}; ")), "{words}");
     assert!(words.contains("CapEff:0000000000000000") && words.contains("NoNewPrivs:1"), "{words}");
     assert!(words.contains("Read-only file system") && !words.contains("written"), "{words}");
     let network = std::fs::read_link("/proc/self/ns/net").unwrap();

@@ -10,11 +10,11 @@
 
 use std::io;
 
-/// `nobody` and `nogroup`.
-const UNPRIVILEGED: u32 = 65534;
+/// `nobody` and `nogroup`, where QEMU has no ids of its own.
+pub const NOBODY: u32 = 65534;
 
-/// Confines the process. Called between fork and exec, it makes system calls and nothing else.
-pub fn enter() -> io::Result<()> {
+/// Confines the process, which becomes this user's. Called between fork and exec, it makes system calls and nothing else.
+pub fn enter(user: u32) -> io::Result<()> {
     // SAFETY: system calls on integers.
     unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
@@ -27,8 +27,8 @@ pub fn enter() -> io::Result<()> {
         ))?;
         protect_files()?;
         check(libc::setgroups(0, std::ptr::null()))?;
-        check(libc::setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED))?;
-        check(libc::setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED))
+        check(libc::setresgid(user, user, user))?;
+        check(libc::setresuid(user, user, user))
     }
 }
 

@@ -95,6 +95,9 @@ pub enum Error {
     /// The jail could not be made.
     #[error(transparent)]
     Jail(#[from] jail::Error),
+    /// The process could not take ids of its own.
+    #[error("taking ids of its own for the machine's process: {0}")]
+    Identity(#[source] io::Error),
     /// The file device could not be made.
     #[error(transparent)]
     Fs(#[from] fs::Error),

@@ -28,12 +28,10 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::thread::JoinHandle;
 
-use sandbox_vmm_api::{
-    ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, Rates, SHARE_TAG, Statistics,
-};
+use sandbox_vmm_api::{ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, SHARE_TAG, Statistics};
 
 use crate::config::Config;
-use crate::confine::{self, Kind};
+use crate::confine::{self, Kind, identity};
 use crate::fs::Fs;
 use crate::jail;
 use crate::legacy::console::ConsoleFile;
@@ -90,29 +88,35 @@ impl QemuMachine {
 
         let inherited = opened.inherited();
         let arguments = arguments::qemu(config, &guest, &inherited);
-        let qemu = Qemu::start(PROGRAM, &arguments, &inherited.all()).map_err(start_error)?;
+        let ids = config.ids();
+        let user = ids.map_or(child::NOBODY, |ids| ids.qemu);
+        let qemu = Qemu::start(PROGRAM, &arguments, &inherited.all(), user).map_err(start_error)?;
         timeline.step("start qemu");
 
         let vsock_directory = config.vsock().and_then(|vsock| vsock.socket.parent());
         jail::enter(config.shares(), vsock_directory)?;
+        if let Some(ids) = ids {
+            identity::take(ids.vmm).map_err(Error::Identity)?;
+        }
         timeline.step("enter the jail");
 
-        let machine = Self::serve(qemu, opened, &config.rates())?;
+        let machine = Self::serve(qemu, opened, config)?;
         timeline.step("serve devices");
         Ok(machine)
     }
 
     /// Starts this process's threads, by which QEMU gets what it waits for.
-    fn serve(mut qemu: Qemu, opened: Opened, rates: &Rates) -> Result<Self, Error> {
+    fn serve(mut qemu: Qemu, opened: Opened, config: &Config) -> Result<Self, Error> {
+        let (rates, access) = (config.rates(), config.share_access());
         let mut devices = Vec::new();
         if let Some(VsockLink { link, cid, listener, dial }) = opened.vsock {
             let vsock =
                 Vsock::new(cid, listener, dial).map_err(|error| Error::Socket { what: "vsock", error })?;
-            devices.push(Served::start(Box::new(vsock), rates.vsock, link.ours)?);
+            devices.push(Served::start(Box::new(vsock), Kind::Devices, rates.vsock, link.ours)?);
         }
         if let Some(link) = opened.share {
-            let fs = Fs::new(SHARE_TAG, Path::new(jail::SHARE), opened.descriptors)?;
-            devices.push(Served::start(Box::new(fs), rates.share, link.ours)?);
+            let fs = Fs::new(SHARE_TAG, Path::new(jail::SHARE), access, opened.descriptors)?;
+            devices.push(Served::start(Box::new(fs), Kind::Files(access), rates.share, link.ours)?);
         }
         qemu.listen().map_err(Error::Start)?;
         let console = opened.console.map(|(pair, file)| keep_console(pair.ours, file)).transpose()?;

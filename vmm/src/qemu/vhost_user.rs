@@ -83,9 +83,10 @@ impl Drop for Served {
 }
 
 impl Served {
-    /// Accepts the connection that waits at `listener` and serves the device on it.
+    /// Accepts the connection that waits at `listener` and serves the device on it, by a thread of this kind.
     pub fn start(
         device: Box<dyn VirtioDevice>,
+        kind: Kind,
         limit: RateLimit,
         listener: UnixListener,
     ) -> Result<Self, Error> {
@@ -97,7 +98,7 @@ impl Served {
         event_fds.extend(limiter.as_ref().map(Limiter::timer));
         let memory = Memory::new(GuestMemory::new());
         let adapter =
-            Adapter::new(device, limiter, memory.clone()).map_err(|error| failed(error.to_string()))?;
+            Adapter::new(device, kind, limiter, memory.clone()).map_err(|error| failed(error.to_string()))?;
         let device = Arc::new(adapter);
         let mut daemon = VhostUserDaemon::new(name.clone(), device.clone(), memory)
             .map_err(|error| failed(error.to_string()))?;
@@ -277,9 +278,13 @@ enum Event {
 }
 
 impl Adapter {
-    fn new(device: Box<dyn VirtioDevice>, limiter: Option<Limiter>, memory: Memory) -> io::Result<Self> {
+    fn new(
+        device: Box<dyn VirtioDevice>,
+        kind: Kind,
+        limiter: Option<Limiter>,
+        memory: Memory,
+    ) -> io::Result<Self> {
         let places = [0; QUEUES_OF_BACKEND];
-        let kind = if device.device_type() == VIRTIO_ID_FS { Kind::Files } else { Kind::Devices };
         let driven =
             Driven { device, limiter, memory, features: 0, state: State::Idle, places, told_of_break: false };
         let start = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;

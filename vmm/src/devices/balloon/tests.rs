@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use vm_memory::Bytes;
 
 use super::*;
@@ -163,4 +164,21 @@ fn the_driver_writes_its_own_fields_only() {
     assert_eq!([0, 4, 8, 12, 16].map(|offset| read(&bench.balloon, offset)), [0, 7, 0, 7, 0]);
     bench.balloon.reset();
     assert_eq!([4, 12].map(|offset| read(&bench.balloon, offset)), [0, 0]);
+}
+
+proptest! {
+    /// Of any part of memory its whole pages are given back, and not a byte beside it is touched.
+    #[test]
+    fn what_is_released_lies_in_the_part_that_was_named(offset in 0..4 * PAGE, len in 0..4 * PAGE) {
+        let memory = memory();
+        memory.write_slice(&vec![0xaa; 8 * PAGE], GuestAddress(FREE)).unwrap();
+        let slice = memory.get_slice(GuestAddress(FREE + offset as u64), len).unwrap();
+        let first = offset.next_multiple_of(PAGE);
+        let whole = (offset + len).saturating_sub(first) / PAGE * PAGE;
+        prop_assert_eq!(release(&slice), whole as u64);
+        let mut bytes = vec![0; 8 * PAGE];
+        memory.read_slice(&mut bytes, GuestAddress(FREE)).unwrap();
+        let given_back = first..first + whole;
+        prop_assert!(bytes.iter().enumerate().all(|(at, byte)| (*byte == 0) == given_back.contains(&at)));
+    }
 }

@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -338,4 +339,17 @@ fn a_disk_has_one_writer_or_only_readers() {
     assert!(matches!(open(true), Err(ImageError::Busy { .. })));
     drop(writer);
     open(true).unwrap();
+}
+
+#[test]
+fn a_request_of_any_sector_and_length_stays_inside_the_disk() {
+    let directory = TempDir::new().unwrap();
+    let path = image(&directory, &pattern());
+    let disk = Image::open(&DiskConfig { path, read_only: true }).unwrap();
+    let sectors = prop_oneof![0u64..70, any::<u64>()];
+    let bytes = prop_oneof![(0u64..70).prop_map(|count| count * 512), 0u64..40_000, any::<u64>()];
+    proptest!(|(sector in sectors, bytes in bytes)| {
+        let fits = bytes % 512 == 0 && u128::from(sector) * 512 + u128::from(bytes) <= 64 * 512;
+        prop_assert_eq!(disk.span(sector, bytes).is_some(), fits);
+    });
 }
