@@ -10,11 +10,13 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
@@ -176,17 +178,12 @@ impl Server {
     /// When none comes for longer than [`patience`].
     #[track_caller]
     pub fn accept(&self) -> TcpStream {
-        let deadline = Instant::now() + patience();
-        loop {
-            match self.0.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).expect("a connection");
-                    return stream;
-                }
-                Err(error) => assert!(Instant::now() < deadline, "nobody connects: {error}"),
-            }
-            std::thread::sleep(POLL);
-        }
+        let mut wait = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(patience()).expect("a time-out");
+        assert_eq!(poll(&mut wait, limit), Ok(1), "nobody connects");
+        let (stream, _) = self.0.accept().expect("a connection");
+        stream.set_nonblocking(false).expect("a connection");
+        stream
     }
 }
 
