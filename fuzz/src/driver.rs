@@ -70,7 +70,9 @@ impl Driver {
             let base = RING_BYTES as u32 * u32::from(queue);
             self.set(0x30, queue.into());
             self.set(0x38, SIZE.into());
-            for (register, address) in [(0x80, base), (0x90, base + AVAILABLE as u32), (0xa0, base + USED as u32)] {
+            for (register, address) in
+                [(0x80, base), (0x90, base + AVAILABLE as u32), (0xa0, base + USED as u32)]
+            {
                 self.set(register, address);
                 self.set(register + 4, 0);
             }
@@ -138,7 +140,8 @@ impl Driver {
         }
     }
 
-    fn step(&mut self, input: &mut Input<'_>) {
+    /// Does one step of an input.
+    pub fn step(&mut self, input: &mut Input<'_>) {
         match input.u8() % 10 {
             // Anything at all, in the rings' own memory.
             0 => {
@@ -170,8 +173,9 @@ impl Driver {
             _ => {
                 let (queue, shape, len) = (input.u16(), input.u8(), input.u16() % BUFFER_BYTES);
                 let (first, second) = (input.u8(), input.u8());
-                let readable: Vec<&[u8]> =
-                    (0..shape % 3).map(|part| input.bytes(usize::from([first, second][usize::from(part)]))).collect();
+                let readable: Vec<&[u8]> = (0..shape % 3)
+                    .map(|part| input.bytes(usize::from([first, second][usize::from(part)])))
+                    .collect();
                 let writable = vec![u32::from(len); usize::from(shape / 3 % 3)];
                 if !readable.is_empty() || !writable.is_empty() {
                     self.offer(queue, &readable, &writable);

@@ -29,7 +29,8 @@ impl Devices {
         std::fs::create_dir(at("share")).unwrap();
         let disk = |read_only| Box::new(Blk::open(0, &DiskConfig { path: at("disk"), read_only }).unwrap());
         let vsock = Vsock::new(3, UnixListener::bind(at("vsock")).unwrap(), at("vsock")).unwrap();
-        let files = Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
+        let files =
+            Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
         let writable = Driver::new(disk(false));
         // A file that is written is locked.
         std::fs::copy(at("disk"), at("disk2")).unwrap();

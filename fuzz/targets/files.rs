@@ -34,7 +34,8 @@ impl Bench {
         fs::write(at("canary"), CANARY).unwrap();
         fs::write(at("share/file"), "content").unwrap();
         symlink("../canary", at("share/link")).unwrap();
-        let device = Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
+        let device =
+            Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
         Self { driver: Driver::new(Box::new(device)), directory, runs: 0 }
     }
 
@@ -45,7 +46,8 @@ impl Bench {
 
     fn run(&mut self, input: &mut Input<'_>) {
         self.driver.bring_up(u64::MAX);
-        let body: Vec<u8> = [7u32, 41, 1 << 17, u32::MAX].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let body: Vec<u8> =
+            [7u32, 41, 1 << 17, u32::MAX].iter().flat_map(|word| word.to_le_bytes()).collect();
         self.send(&message(INIT, 0, &[&body[..], &[0; 48]].concat()), 256);
         for _ in 0..MESSAGES {
             if input.is_empty() {

@@ -4,7 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use sandbox_protocol::{
-    FromAgent, Hello, MAX_STREAM_HELLO_BYTES, MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Request, StreamHello, frame,
+    FromAgent, Hello, MAX_STREAM_HELLO_BYTES, MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Request, StreamHello,
+    frame,
 };
 
 fuzz_target!(|data: &[u8]| {
