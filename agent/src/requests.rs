@@ -56,7 +56,7 @@ impl Agent {
         match call {
             Call::Configure(wanted) => self.configure(&wanted).map(done),
             Call::Network(wanted) => network::set_up(&wanted, self.standby.as_mut()).map(done).map_err(other),
-            Call::Create(create) => self.create(id, &create).map(later),
+            Call::Create(create) => self.create(id, *create).map(later),
             Call::Exec(exec) => self.exec(id, &exec).map(later),
             Call::Start { container } => self.start(id, &container).map(later),
             Call::Signal { container, process, signal, all } => {
@@ -84,7 +84,7 @@ impl Agent {
         Ok(())
     }
 
-    fn create(&mut self, request: u64, create: &Create) -> Result<(), Failure> {
+    fn create(&mut self, request: u64, mut create: Create) -> Result<(), Failure> {
         check_id(&create.container)?;
         if self.containers.contains_key(&create.container) {
             return Err(other(format!("the container {:?} exists already", create.container)));
@@ -93,8 +93,9 @@ impl Agent {
             return Err(other(format!("the guest has {MAX_CONTAINERS} containers, which is its limit")));
         }
         self.check_process_count()?;
-        let namespaces = container::namespaces_of(create).map_err(other)?;
-        let shared = self.shared_by(create)?;
+        let namespaces = container::namespaces_of(&create).map_err(other)?;
+        let shared = self.shared_by(&create)?;
+        let devices = container::attach_devices(&create.devices, &mut create.spec).map_err(other)?;
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
         let secret = self.stream_secret.clone();
         let owner = Owner { container: &create.container, process: "", secret: &secret };
@@ -102,7 +103,7 @@ impl Agent {
         let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
         let spawned = container::delegate(&create.spec, namespaces, &cgroup)
-            .and_then(|()| container::spawn_init(create, namespaces, &shared, &cgroup, child));
+            .and_then(|()| container::spawn_init(&create, namespaces, &shared, &cgroup, child));
         let spawned = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
@@ -112,9 +113,9 @@ impl Agent {
             }
         };
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
-        let container = Container::new(create, namespaces, cgroup, serial);
-        self.containers.insert(create.container.clone(), container);
         self.connect(serial, agent, owner);
+        let name = create.container.clone();
+        self.containers.insert(name, Container::new(create, devices, namespaces, cgroup, serial));
         Ok(())
     }
 

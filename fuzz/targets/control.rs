@@ -10,11 +10,12 @@ use std::path::PathBuf;
 
 use libfuzzer_sys::fuzz_target;
 use sandbox_vmm::control::Control;
+use sandbox_vmm::fs::blocks::Blocks;
 use sandbox_vmm::machine::{Machine, MachineError};
 use sandbox_vmm_api::{ExitReason, MachineKind, Statistics};
 use tempfile::TempDir;
 
-struct Willing(std::fs::File);
+struct Willing(std::fs::File, Blocks);
 
 impl Machine for Willing {
     fn kind(&self) -> MachineKind {
@@ -31,6 +32,10 @@ impl Machine for Willing {
 
     fn statistics(&mut self) -> Result<Statistics, MachineError> {
         Err(MachineError::new("count", "there is nothing to count"))
+    }
+
+    fn blocks(&self) -> &Blocks {
+        &self.1
     }
 
     fn stop(&mut self) {}
@@ -55,7 +60,7 @@ thread_local! {
     static BENCH: RefCell<Bench> = RefCell::new({
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("control");
-        let machine = Willing(std::fs::File::open("/dev/null").unwrap());
+        let machine = Willing(std::fs::File::open("/dev/null").unwrap(), Blocks::default());
         Bench { control: Control::listen(&socket).unwrap(), machine, socket, _directory: directory }
     });
 }

@@ -11,6 +11,7 @@ use sandbox_fuzz::driver::Driver;
 use sandbox_fuzz::input::Input;
 use sandbox_vmm::devices::balloon::Balloon;
 use sandbox_vmm::devices::blk::Blk;
+use sandbox_vmm::fs::blocks::Blocks;
 use sandbox_vmm::fs::{Access, Fs};
 use sandbox_vmm::vsock::Vsock;
 use sandbox_vmm_api::DiskConfig;
@@ -29,8 +30,9 @@ impl Devices {
         std::fs::create_dir(at("share")).unwrap();
         let disk = |read_only| Box::new(Blk::open(0, &DiskConfig { path: at("disk"), read_only }).unwrap());
         let vsock = Vsock::new(3, UnixListener::bind(at("vsock")).unwrap(), at("vsock")).unwrap();
+        let descriptors = File::open("/proc/self/fd").unwrap();
         let files =
-            Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
+            Fs::new("share", &at("share"), Access::ReadWrite, descriptors, Blocks::default()).unwrap();
         let writable = Driver::new(disk(false));
         // A file that is written is locked.
         std::fs::copy(at("disk"), at("disk2")).unwrap();

@@ -10,6 +10,7 @@ use std::os::unix::fs::symlink;
 use libfuzzer_sys::fuzz_target;
 use sandbox_fuzz::driver::Driver;
 use sandbox_fuzz::input::Input;
+use sandbox_vmm::fs::blocks::Blocks;
 use sandbox_vmm::fs::{Access, Fs};
 use tempfile::TempDir;
 
@@ -19,6 +20,9 @@ const CANARY: &str = "unharmed";
 
 /// `INIT` of a client that can do everything.
 const INIT: u32 = 26;
+
+/// The node of the first block device.
+const BLOCK: u64 = 1 << 62;
 
 struct Bench {
     driver: Driver,
@@ -34,8 +38,11 @@ impl Bench {
         fs::write(at("canary"), CANARY).unwrap();
         fs::write(at("share/file"), "content").unwrap();
         symlink("../canary", at("share/link")).unwrap();
-        let device =
-            Fs::new("share", &at("share"), Access::ReadWrite, File::open("/proc/self/fd").unwrap()).unwrap();
+        // What is open for reading only is not written to, whatever the guest says.
+        let blocks = Blocks::default();
+        blocks.add(File::open(at("canary")).unwrap()).unwrap();
+        let descriptors = File::open("/proc/self/fd").unwrap();
+        let device = Fs::new("share", &at("share"), Access::ReadWrite, descriptors, blocks).unwrap();
         Self { driver: Driver::new(Box::new(device)), directory, runs: 0 }
     }
 
@@ -54,7 +61,11 @@ impl Bench {
                 break;
             }
             let (opcode, node, len, room) = (input.u8(), input.u8(), input.u8(), input.u16());
-            let node = if node == 255 { input.u64() } else { u64::from(node % 16) };
+            let node = match node {
+                255 => input.u64(),
+                240..255 => BLOCK,
+                node => u64::from(node % 16),
+            };
             let body = input.bytes(len.into());
             let mut bytes = message(u32::from(opcode % 54), node, body);
             if opcode >= 216 {

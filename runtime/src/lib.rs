@@ -15,6 +15,8 @@
 //! | [`stdio`] | moving the bytes of standard streams; terminals |
 //! | [`cgroup`] | the cgroup of the host that a sandbox is put in |
 //! | [`share`] | the files of a machine that runs: adding a container's, and taking them away |
+//! | [`block`] | the block devices of the host that a container is given |
+//! | [`vmm_control`] | asking a machine's process something while it runs |
 //! | [`hooks`] | the hooks that run on the host |
 //! | [`metrics`] | what sandboxes do, in numbers |
 //! | [`features`] | what the runtime can do, for engines |
@@ -24,6 +26,7 @@
 
 pub mod agent;
 pub mod artefact;
+pub mod block;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
@@ -55,6 +58,7 @@ pub mod stdio;
 mod thread;
 pub mod timings;
 pub mod view;
+pub mod vmm_control;
 
 use std::ffi::OsString;
 

@@ -101,6 +101,7 @@ fn container(state: &Path, name: &str) -> ContainerPlan {
         console_socket: None,
         cgroup: None,
         annotations: Default::default(),
+        blocks: vec![],
         network: Default::default(),
         hooks: Default::default(),
         create: Create {
@@ -110,6 +111,7 @@ fn container(state: &Path, name: &str) -> ContainerPlan {
             user: None,
             streams: Streams { stdin: true, stdout: true, stderr: true },
             joined: vec![],
+            devices: vec![],
         },
     }
 }

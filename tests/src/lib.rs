@@ -19,6 +19,7 @@ pub mod cni;
 pub mod container;
 pub mod containerd;
 pub mod debian;
+pub mod disk;
 pub mod docker;
 pub mod initramfs;
 pub mod kubelet;
@@ -39,6 +40,7 @@ pub mod vmm;
 
 pub use container::Container;
 pub use containerd::Containerd;
+pub use disk::Disk;
 pub use docker::Docker;
 pub use kubelet::Kubelet;
 pub use outcome::Outcome;

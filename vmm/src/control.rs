@@ -1,16 +1,19 @@
-//! The control socket: one line of JSON asks, one line answers.
+//! The control socket: one line of JSON asks, one line answers. A descriptor that a request needs comes with the first
+//! bytes of its line.
 //!
 //! Whoever can reach the socket may use it; it lies in a directory of the sandbox's own. Even so a peer gets
 //! no more than its share: a request has a largest length, there are only so many connections, one that is
 //! silent is closed after a while, and an answer that is not read closes its connection.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use sandbox_vmm_api::{ControlReply, ControlRequest, VmState, socket};
 
 use crate::machine::{Machine, MachineError};
@@ -51,6 +54,8 @@ pub struct Control {
 struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
+    /// For the next request.
+    descriptor: Option<OwnedFd>,
     deadline: Instant,
 }
 
@@ -82,7 +87,7 @@ impl Control {
         let mut connections = std::mem::take(&mut self.connections);
         let now = Instant::now();
         connections.retain_mut(|connection| {
-            let mut answer = |line: &[u8]| self.answer(line, machine, &mut verdict);
+            let mut answer = |line: &[u8], descriptor| self.answer(line, descriptor, machine, &mut verdict);
             connection.serve(&mut answer) && connection.deadline > now
         });
         self.connections = connections;
@@ -93,19 +98,25 @@ impl Control {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.connections.len() < MAX_CONNECTIONS && stream.set_nonblocking(true).is_ok() {
                 let deadline = Instant::now() + SILENCE;
-                self.connections.push(Connection { stream, input: Vec::new(), deadline });
+                self.connections.push(Connection { stream, input: Vec::new(), descriptor: None, deadline });
             }
         }
     }
 
-    fn answer(&mut self, line: &[u8], machine: &mut dyn Machine, verdict: &mut Verdict) -> ControlReply {
+    fn answer(
+        &mut self,
+        line: &[u8],
+        descriptor: Option<OwnedFd>,
+        machine: &mut dyn Machine,
+        verdict: &mut Verdict,
+    ) -> ControlReply {
         match serde_json::from_slice(line) {
             Ok(ControlRequest::Stop) => {
                 *verdict = Verdict::Stop;
                 ControlReply::Done
             }
             Ok(request) => self
-                .execute(request, machine)
+                .execute(request, descriptor, machine)
                 .unwrap_or_else(|error| ControlReply::Error { message: error.to_string() }),
             Err(error) => ControlReply::Error { message: format!("not a request: {error}") },
         }
@@ -114,6 +125,7 @@ impl Control {
     fn execute(
         &mut self,
         request: ControlRequest,
+        descriptor: Option<OwnedFd>,
         machine: &mut dyn Machine,
     ) -> Result<ControlReply, MachineError> {
         match request {
@@ -129,19 +141,31 @@ impl Control {
                 Ok(ControlReply::Done)
             }
             ControlRequest::Statistics => machine.statistics().map(ControlReply::Statistics),
+            ControlRequest::AddBlock => add_block(descriptor, machine),
+            ControlRequest::RemoveBlock { number } => {
+                machine.blocks().remove(number);
+                Ok(ControlReply::Done)
+            }
             ControlRequest::Stop => Ok(ControlReply::Done),
         }
     }
 }
 
+fn add_block(descriptor: Option<OwnedFd>, machine: &dyn Machine) -> Result<ControlReply, MachineError> {
+    let failed = |why: io::Error| MachineError::new("showing the guest a block device", why);
+    let file = descriptor.ok_or_else(|| failed(io::Error::other("no descriptor came with the request")))?;
+    machine.blocks().add(file.into()).map(|number| ControlReply::Block { number }).map_err(failed)
+}
+
 impl Connection {
     /// Answers every whole line that has come; says whether the connection goes on.
-    fn serve(&mut self, answer: &mut dyn FnMut(&[u8]) -> ControlReply) -> bool {
+    fn serve(&mut self, answer: &mut dyn FnMut(&[u8], Option<OwnedFd>) -> ControlReply) -> bool {
         let open = self.fill();
         while let Some(end) = self.input.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             self.deadline = Instant::now() + SILENCE;
-            if self.reply(&answer(&line)).is_err() {
+            let descriptor = self.descriptor.take();
+            if self.reply(&answer(&line, descriptor)).is_err() {
                 return false;
             }
         }
@@ -151,13 +175,24 @@ impl Connection {
     /// Reads what there is, up to the longest request.
     fn fill(&mut self) -> bool {
         let mut chunk = [0; MAX_REQUEST_BYTES];
-        match self.stream.read(&mut chunk) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let buffers = &mut [IoSliceMut::new(&mut chunk)];
+        let received = recvmsg(&self.stream, buffers, &mut control, RecvFlags::CMSG_CLOEXEC);
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptor = descriptors.last();
+            }
+        }
+        match received.map(|message| message.bytes) {
             Ok(0) => false,
             Ok(count) => {
                 self.input.extend_from_slice(chunk.get(..count).unwrap_or_default());
                 true
             }
-            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+            Err(error) => {
+                matches!(io::Error::from(error).kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+            }
         }
     }
 

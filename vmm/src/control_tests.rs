@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 
 use sandbox_vmm_api::{ExitReason, MachineKind, Statistics};
 
 use super::*;
+use crate::fs::blocks::Blocks;
 
 /// A machine that does nothing, and refuses to resume.
-struct Dummy(UnixStream);
+struct Dummy(UnixStream, Blocks);
 
 impl Machine for Dummy {
     fn kind(&self) -> MachineKind {
@@ -24,6 +25,10 @@ impl Machine for Dummy {
     fn statistics(&mut self) -> Result<Statistics, MachineError> {
         let devices = BTreeMap::from([("rng".to_owned(), BTreeMap::from([("bytes".to_owned(), 7)]))]);
         Ok(Statistics { vcpu_exits: 3, devices, ..Statistics::default() })
+    }
+
+    fn blocks(&self) -> &Blocks {
+        &self.1
     }
 
     fn stop(&mut self) {}
@@ -49,7 +54,12 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let control = Control::listen(&path).unwrap();
-        Self { control, machine: Dummy(UnixStream::pair().unwrap().0), path, _directory: directory }
+        Self {
+            control,
+            machine: Dummy(UnixStream::pair().unwrap().0, Blocks::default()),
+            path,
+            _directory: directory,
+        }
     }
 
     fn connect(&self) -> UnixStream {
@@ -78,6 +88,31 @@ fn requests_are_answered() {
     assert_eq!(state, "{\"reply\":\"state\",\"state\":\"paused\",\"machine\":\"kvm\"}\n");
     assert!(bench.ask("{\"op\":\"statistics\"}\n").contains("\"bytes\":7"));
     assert!(bench.ask("{\"op\":\"resume\"}\n").contains("resuming: tired"));
+}
+
+#[test]
+fn a_block_device_comes_as_a_descriptor_with_its_request() {
+    let mut bench = Bench::new();
+    let line = "{\"op\":\"add-block\"}\n";
+    assert!(bench.ask(line).contains("no descriptor came"));
+
+    let file = tempfile::tempfile().unwrap();
+    let mut stream = bench.connect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [file.as_fd()];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let bytes = &[std::io::IoSlice::new(line.as_bytes())];
+    rustix::net::sendmsg(&stream, bytes, &mut control, rustix::net::SendFlags::empty()).unwrap();
+    bench.serve();
+    // It was for that request, and is not there for the next.
+    stream.write_all(line.as_bytes()).unwrap();
+    bench.serve();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "{\"reply\":\"block\",\"number\":0}");
+    assert!(lines.next().unwrap().contains("no descriptor came"));
+    let removed = bench.ask("{\"op\":\"remove-block\",\"number\":0}\n");
+    assert_eq!(removed, "{\"reply\":\"done\"}\n");
 }
 
 #[test]

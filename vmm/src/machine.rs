@@ -14,6 +14,8 @@ use std::os::fd::BorrowedFd;
 
 use sandbox_vmm_api::{ExitReason, MachineKind, Statistics};
 
+use crate::fs::blocks::Blocks;
+
 /// A machine with its guest.
 pub trait Machine {
     /// Which machine it is.
@@ -27,6 +29,9 @@ pub trait Machine {
 
     /// Counters.
     fn statistics(&mut self) -> Result<Statistics, MachineError>;
+
+    /// The block devices that its share has besides.
+    fn blocks(&self) -> &Blocks;
 
     /// Ends the machine as if its power had been cut; when it returns, no code of the guest runs and the
     /// machine's threads and processes are gone. May be called at any time, more than once.

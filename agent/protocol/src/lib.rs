@@ -198,6 +198,24 @@ pub struct Create {
     /// The namespaces that it shares with other containers. The configuration does not mention them.
     #[serde(default)]
     pub joined: Vec<Joined>,
+    /// The block devices of the host that it is given. The configuration has them by their numbers on the host.
+    #[serde(default)]
+    pub devices: Vec<BlockDevice>,
+}
+
+/// A block device of the host that a container is given.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct BlockDevice {
+    /// Its number on the host, as the configuration has it.
+    pub major: u32,
+    /// Its number on the host, as the configuration has it.
+    pub minor: u32,
+    /// The file at the top of the share that is the device.
+    pub file: String,
+    /// Whether it cannot be written to.
+    pub read_only: bool,
+    /// The bytes of its sectors, as programs see them.
+    pub sector_bytes: u32,
 }
 
 /// A namespace that a container shares with another one.

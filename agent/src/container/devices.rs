@@ -63,6 +63,8 @@ pub enum DeviceError {
 
 struct Node {
     path: PathBuf,
+    /// Where the guest itself has it.
+    guests: PathBuf,
     kind: FileType,
     device: u64,
     mode: u32,
@@ -113,6 +115,7 @@ pub fn populate(spec: &Spec, root: &Root) -> Result<(), DeviceError> {
 fn basic(path: &str, major: u32, minor: u32) -> Node {
     Node {
         path: path.into(),
+        guests: path.into(),
         kind: FileType::CharacterDevice,
         device: makedev(major, minor),
         mode: 0o666,
@@ -132,6 +135,7 @@ fn configured_node(device: &LinuxDevice) -> Result<Node, DeviceError> {
     };
     Ok(Node {
         path: device.path().clone(),
+        guests: guests_own(device),
         kind,
         device: match kind {
             FileType::Fifo => 0,
@@ -141,6 +145,17 @@ fn configured_node(device: &LinuxDevice) -> Result<Node, DeviceError> {
         owner: Uid::from_raw(device.uid().unwrap_or(0)),
         group: Gid::from_raw(device.gid().unwrap_or(0)),
     })
+}
+
+/// A loop device may have any name in a container.
+fn guests_own(device: &LinuxDevice) -> PathBuf {
+    let minor = u32::try_from(device.minor()).ok();
+    match minor.filter(|_| {
+        device.typ() == LinuxDeviceType::B && device.major() == i64::from(sandbox_loop_device::MAJOR)
+    }) {
+        Some(number) => sandbox_loop_device::node_of(number),
+        None => device.path().clone(),
+    }
 }
 
 fn make_node(root: &Root, node: &Node) -> Result<(), DeviceError> {
@@ -171,7 +186,7 @@ fn check_node(parent: &OwnedFd, name: &std::ffi::OsStr, node: &Node) -> Result<(
 
 fn show_guests_own(root: &Root, node: &Node) -> Result<(), DeviceError> {
     let bind = |source| DeviceError::Bind { path: node.path.clone(), source };
-    let tree = mounts::clone_tree(&node.path, Bind::Single).map_err(bind)?;
+    let tree = mounts::clone_tree(&node.guests, Bind::Single).map_err(bind)?;
     let target = root.make(&node.path, Kind::File)?;
     mounts::attach(&tree, target.as_fd()).map_err(|e| bind(MountStepError::Attach(e)))
 }

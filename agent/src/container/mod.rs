@@ -8,7 +8,7 @@
 //! |---|---|
 //! | what can be had at all | [`namespaces`], [`user_namespace`] |
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
-//! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`hidden`] |
+//! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`block`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`], [`time`] |
 //! | the process | [`rights`], [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
 
@@ -19,6 +19,7 @@ pub mod processes;
 pub mod stats;
 
 mod beneath;
+mod block;
 mod capabilities;
 mod clone;
 mod command;
@@ -60,6 +61,7 @@ use crate::pause::Turn;
 use crate::power;
 use crate::process::{Process, Serial};
 use crate::stdio::ChildStdio;
+pub use block::{LoopDevice, attach as attach_devices};
 use cgroup::{Cgroup, CgroupError};
 use clone::{Cloned, clone_into};
 use namespaces::NamespaceError;
@@ -78,6 +80,8 @@ pub struct Container {
     namespaces: Namespaces,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// The block devices of the host that it was given, for as long as it is there.
+    _devices: Vec<LoopDevice>,
     /// Its first process, which may have ended.
     pub init: Serial,
     /// On its way to a pause, or out of one.
@@ -86,8 +90,14 @@ pub struct Container {
 
 impl Container {
     /// A container whose first process has been cloned.
-    pub fn new(create: &Create, namespaces: Namespaces, cgroup: Cgroup, init: Serial) -> Self {
-        Self { spec: create.spec.clone(), namespaces, cgroup, init, turn: None }
+    pub fn new(
+        create: Create,
+        devices: Vec<LoopDevice>,
+        namespaces: Namespaces,
+        cgroup: Cgroup,
+        init: Serial,
+    ) -> Self {
+        Self { spec: create.spec, namespaces, cgroup, _devices: devices, init, turn: None }
     }
 }
 

@@ -170,6 +170,7 @@ impl Guest {
             user: user.map(str::to_owned),
             streams: ALL,
             joined: Vec::new(),
+            devices: Vec::new(),
         })))
     }
 

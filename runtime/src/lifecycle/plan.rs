@@ -16,7 +16,9 @@ use crate::hooks::HostHooks;
 use crate::log::Log;
 use crate::network;
 use crate::sandbox::{ContainerPlan, Home, MachinePlan, Plan, PodPlan, Times};
-use crate::spec::{Asked, Bundle, GuestSpec, Overrides, Role, check_network, rates_of, take_joined};
+use crate::spec::{
+    Asked, Bundle, GuestSpec, Overrides, Role, blocks_of, check_network, rates_of, take_joined,
+};
 use crate::state::{SandboxId, StateDirPaths, sweep};
 use crate::stdio::window_size;
 
@@ -117,7 +119,9 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
             user: bundle.user().map(str::to_owned),
             streams: Streams { stdin: true, stdout: true, stderr: true },
             joined,
+            devices: Vec::new(),
         },
+        blocks: blocks_of(bundle.spec())?,
         id: wanted.id,
         bundle: bundle.path().into(),
         rootfs: bundle.root().into(),

@@ -1,20 +1,18 @@
 //! What there is at the moment: sandboxes, by their records, and what their machines say when they are asked.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sandbox_vmm_api::{ControlReply, ControlRequest, MachineKind, Statistics, socket};
+use sandbox_vmm_api::{ControlReply, ControlRequest, MachineKind, Statistics};
 
 use super::text::{Metric, Text};
 use crate::state::{Record, StateDirPaths, StateError, Status, list};
+use crate::vmm_control;
 
 /// How long a machine may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-
-/// The most bytes of an answer.
-const MAX_ANSWER_BYTES: u64 = 256 << 10;
 
 /// How the directory of one of containerd's namespaces begins.
 const NAMESPACE: char = '@';
@@ -112,15 +110,7 @@ fn write_machine(statistics: &Statistics, labels: &[(&str, &str)], text: &mut Te
 }
 
 fn ask(path: &Path) -> io::Result<Statistics> {
-    let mut stream = socket::connect(path)?;
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
-    stream.set_write_timeout(Some(ANSWER_TIME))?;
-    let mut line = serde_json::to_vec(&ControlRequest::Statistics)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = Vec::new();
-    BufReader::new(stream).take(MAX_ANSWER_BYTES).read_until(b'\n', &mut answer)?;
-    match serde_json::from_slice(&answer)? {
+    match vmm_control::ask(path, ControlRequest::Statistics, None, ANSWER_TIME)? {
         ControlReply::Statistics(statistics) => Ok(statistics),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }

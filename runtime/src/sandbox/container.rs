@@ -25,6 +25,7 @@ use super::execs::Execs;
 use super::plan::ContainerPlan;
 use super::streams::{Ends, Streams};
 use super::{Answer, Error, Exit, Sender};
+use crate::block::Given;
 use crate::listening::Listening;
 use crate::state::{Record, SandboxId, StateDir, Status, Transition};
 
@@ -106,6 +107,8 @@ pub struct Container {
     pub(super) exit: Option<Exit>,
     /// What its machine shares for it alone.
     pub(super) shares: Vec<ShareEntry>,
+    /// The block devices that its machine has for it.
+    pub(super) blocks: Vec<Given>,
     /// Whether whoever made it is gone, so that it must not come to stand.
     pub(super) unwanted: bool,
     /// What the agent is doing for it, and until when it has to be done.
@@ -145,6 +148,7 @@ impl Container {
             execs: Execs::default(),
             exit: None,
             shares: Vec::new(),
+            blocks: Vec::new(),
             unwanted: false,
             due: None,
             cut: None,

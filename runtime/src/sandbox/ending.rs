@@ -8,6 +8,7 @@ use sandbox_vmm_api::ExitReason;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::CallsError;
+use crate::block::BlockError;
 use crate::cgroup::CgroupError;
 use crate::hooks::HookError;
 use crate::listening::ListenError;
@@ -83,6 +84,9 @@ pub enum Error {
     /// The files of a container that joins.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The block devices of a container.
+    #[error(transparent)]
+    Block(#[from] BlockError),
     /// A hook on the host.
     #[error(transparent)]
     Hook(#[from] HookError),

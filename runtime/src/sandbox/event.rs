@@ -16,6 +16,7 @@ use super::Error;
 use super::container::{Newcomer, Serial};
 use super::execs::ExecRequest;
 use super::request::{Answer, Request};
+use crate::block::Given;
 use crate::stdio::Transfer;
 
 /// How many events may wait.
@@ -61,14 +62,16 @@ pub enum Event {
 /// What the host does for a container in a thread of its own, since it may take its time.
 #[derive(Debug)]
 pub enum Work {
-    /// Its files are there, and the hooks that come before it have run.
-    Prepared(Result<(), Error>),
+    /// Its files and block devices are there, and the hooks that come before it have run.
+    Prepared(Result<Vec<Given>, Error>),
     /// The hooks that see its files have run.
     Shown(Result<(), Error>),
     /// The hooks that come after its start have run. What went wrong.
     Hooked(Vec<String>),
     /// Its files have been taken away.
     Left,
+    /// Its block devices have been taken away.
+    Gone,
 }
 
 /// Where events are sent.

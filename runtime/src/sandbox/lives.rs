@@ -13,6 +13,7 @@ use super::container::{Container, Newcomer, Serial, Stage};
 use super::event::Work;
 use super::ready::{Asked, Ready, STOP_TIME};
 use super::{Answer, Ending, Error, Event, Exit};
+use crate::block::{self, Given};
 use crate::state::{Status, Transition};
 use crate::view::View;
 use crate::{engine, exit, hooks, share, thread};
@@ -100,28 +101,39 @@ impl Ready<'_> {
     pub(super) fn prepare(&mut self, serial: Serial) -> Result<(), Error> {
         let Some(container) = self.containers.get(&serial) else { return Ok(()) };
         let (shares, hooks) = (container.shares.clone(), container.plan.hooks.clone());
-        if shares.is_empty() && !hooks.come_before() {
-            return self.prepared(serial, Ok(()));
+        let blocks = container.plan.blocks.clone();
+        if shares.is_empty() && blocks.is_empty() && !hooks.come_before() {
+            return self.prepared(serial, Ok(Vec::new()));
         }
         let (record, machine) = (container.record.clone(), self.machine_process()?);
+        let control = self.plan.config.control_socket.clone();
         self.work(serial, move || {
             let added = if shares.is_empty() { Ok(()) } else { share::add(machine, &shares) };
-            Work::Prepared(added.map_err(Error::from).and_then(|()| Ok(hooks.run_before(&record)?)))
+            let given = added.map_err(Error::from).and_then(|()| Ok(block::give(&control, &blocks)?));
+            Work::Prepared(given.and_then(|given| match hooks.run_before(&record) {
+                Ok(()) => Ok(given),
+                Err(error) => {
+                    block::take(&control, &given);
+                    Err(error.into())
+                }
+            }))
         })
     }
 
-    fn prepared(&mut self, serial: Serial, done: Result<(), Error>) -> Result<(), Error> {
+    fn prepared(&mut self, serial: Serial, done: Result<Vec<Given>, Error>) -> Result<(), Error> {
         let limit = self.plan.times.answer;
         let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
-        if let Err(error) = done {
-            return self.fail(serial, error);
+        match done {
+            Ok(given) => container.blocks = given,
+            Err(error) => return self.fail(serial, error),
         }
         if container.unwanted {
             return self.fail(serial, Error::Cancelled(KILL));
         }
         container.stage = Stage::Making;
         container.due = Some((Instant::now() + limit, MAKE));
-        let create = Box::new(container.plan.create.clone());
+        let mut create = Box::new(container.plan.create.clone());
+        create.devices = container.blocks.iter().map(|given| given.device.clone()).collect();
         Ok(self.calls.ask(Call::Create(create), Asked::Made(serial))?)
     }
 
@@ -354,7 +366,24 @@ impl Ready<'_> {
         Ok(self.calls.ask(call, Asked::Deleted(serial))?)
     }
 
-    /// The guest has forgotten a container, or says that it has: nothing on the host depends on it.
+    /// The guest has forgotten a container, or says that it has. Its block devices are taken away only now: what it
+    /// wrote to them has come to them.
+    pub(super) fn forgotten(&mut self, serial: Serial) -> Result<(), Error> {
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
+        container.due = None;
+        let given = std::mem::take(&mut container.blocks);
+        if given.is_empty() {
+            self.gone(serial);
+            return Ok(());
+        }
+        let control = self.plan.config.control_socket.clone();
+        self.work(serial, move || {
+            block::take(&control, &given);
+            Work::Gone
+        })
+    }
+
+    /// Nothing of a container is left in the machine.
     pub(super) fn gone(&mut self, serial: Serial) {
         let Some(mut container) = self.containers.remove(&serial) else { return };
         // It has stopped, whether that can be written or not.
@@ -432,6 +461,10 @@ impl Ready<'_> {
                 Ok(())
             }
             Work::Left => self.left(serial),
+            Work::Gone => {
+                self.gone(serial);
+                Ok(())
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroup;
 use crate::hooks::HostHooks;
 use crate::network;
+use crate::spec::HostBlock;
 use crate::state::{OCI_VERSION, Record, SandboxId, Status, rfc3339};
 
 /// A container to be, and where it is going to live.
@@ -49,6 +50,8 @@ pub struct ContainerPlan {
     pub annotations: BTreeMap<String, String>,
     /// What the agent is asked for.
     pub create: Create,
+    /// The block devices of the host that it is given.
+    pub blocks: Vec<HostBlock>,
     /// Its network.
     pub network: network::Wanted,
     /// The hooks that run on the host.

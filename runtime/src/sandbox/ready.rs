@@ -17,6 +17,7 @@ use super::forwards::Forwards;
 use super::requests::answer_of;
 use super::{Answer, Booted, Error, Event, Inbox, MachinePlan, Prepared, Watcher};
 use crate::agent::Calls;
+use crate::block::Given;
 use crate::listening::Listening;
 use crate::machine::Machine;
 use crate::network::Network;
@@ -165,8 +166,10 @@ impl<'a> Ready<'a> {
     }
 
     fn owes_writes(&self) -> bool {
-        let of_members = self.containers.values().any(|c| c.shares.iter().any(|share| !share.read_only));
-        of_members || self.plan.writes_to_host()
+        let writes = |c: &Container| {
+            c.shares.iter().any(|share| !share.read_only) || c.blocks.iter().any(Given::is_writable)
+        };
+        self.containers.values().any(writes) || self.plan.writes_to_host()
     }
 
     fn wait_for_power_off(&self) -> Result<(), Error> {
@@ -277,7 +280,7 @@ impl<'a> Ready<'a> {
                 (Asked::Outside(asker), outcome) => reply(asker, answer_of(outcome)),
                 (Asked::Made(serial), outcome) => return self.made(serial, outcome),
                 (Asked::Started(serial), outcome) => return self.started(serial, outcome),
-                (Asked::Deleted(serial), _) => self.gone(serial),
+                (Asked::Deleted(serial), _) => return self.forgotten(serial),
                 (Asked::Connected(number), outcome) => return self.connected(number, &outcome),
                 (Asked::Exec(serial, name), outcome) => {
                     if let Some(container) = self.containers.get_mut(&serial) {

@@ -6,6 +6,7 @@
 //! guest finds it, next to the list of what the machine has to share for it.
 
 mod annotations;
+mod block;
 mod cgroup_mounts;
 pub mod fields;
 mod id_maps;
@@ -23,6 +24,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use annotations::{ANNOTATIONS, Asked};
+pub use block::{HostBlock, of as blocks_of};
 pub use load::{
     Bundle, MAX_CONFIG_BYTES, process_from, process_from_json, process_of, resources_of, spec_of,
 };

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount, umount};
-use sandbox_tests::Kubelet;
+use sandbox_tests::{Disk, Kubelet};
 use serde_json::{Value, json};
 
 /// Makes a directory with a file in it.
@@ -84,6 +84,48 @@ fn what_changes_on_the_host_is_seen_and_what_was_used_is_let_go() {
     kubelet.exec(&two, "cat /memory/file").expect_stdout("kept\n");
     kubelet.remove(&two);
     umount(&memory).expect("nothing holds it");
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+}
+
+#[test]
+fn a_raw_block_volume_is_the_host_s_and_is_let_go() {
+    let Some(kubelet) = Kubelet::new("cri-block") else { return };
+    let disk = |name: &str| Disk::new("cri-block", &kubelet.containerd.path(name), 4 << 20);
+    let (Some(data), Some(fixed)) = (disk("data"), disk("fixed")) else { return };
+    data.write(0, "from the host");
+    fixed.write(0, "read only");
+    let devices = json!([
+        {"host": data.path(), "container": "/dev/xvda", "permissions": "mrw"},
+        {"host": fixed.path(), "container": "/dev/xvdb", "permissions": "mr"},
+    ]);
+    let pod = kubelet.pod("pod");
+    let stays = kubelet.start(&pod, "stays", "exec sleep 1000", json!({}));
+    let script = "head -c 13 /dev/xvda; echo; head -c 9 /dev/xvdb; echo; wc -c </dev/xvda; \
+        echo x >/dev/xvdb || echo refused; echo from the guest | dd of=/dev/xvda bs=512 seek=9 conv=notrunc";
+    let (_, log) = kubelet.run(&pod, "one", script, json!({"devices": devices}));
+    for line in ["from the host\nread only\n4194304\n", "refused\n"] {
+        assert!(log.contains(line), "{line:?}: {log}");
+    }
+    assert_eq!(data.read(9 * 512, 14), "from the guest");
+    assert_eq!(fixed.read(0, 9), "read only");
+    // The other containers of the pod see nothing of it.
+    kubelet.exec(&stays, "ls /dev/xvda").expect_code(1);
+
+    // The container is made once more, with the other device no more: that one is free, as the pod lives on.
+    let besides = json!({"devices": [devices[0]], "attempt": 1});
+    let again = kubelet.start(&pod, "one", "exec sleep 1000", besides);
+    let read = "dd if=/dev/xvda bs=512 skip=9 count=1 2>/dev/null | head -c 14";
+    kubelet.exec(&again, read).expect_stdout("from the guest");
+    drop(fixed);
+    kubelet.exec(&stays, "cat /sys/block/loop*/loop/backing_file | wc -l").expect_stdout("1\n");
+    kubelet.remove(&again);
+    kubelet.exec(&stays, "cat /sys/block/loop*/loop/backing_file 2>/dev/null | wc -l").expect_stdout("0\n");
+    drop(data);
+
+    // What is no block device is the guest's, or refused.
+    let gone = json!({"devices": [{"host": "/dev/no-such", "container": "/dev/xvda", "permissions": "rw"}]});
+    kubelet.create(&pod, "odd", "true", gone).expect_error(1, &["/dev/no-such"]);
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
 }

@@ -2,6 +2,7 @@
 
 mod abrupt;
 mod bad_input;
+mod block_devices;
 mod configuration;
 mod consoles;
 mod containerd;

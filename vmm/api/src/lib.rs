@@ -28,6 +28,12 @@ pub const FIRST_TAP_FD: i32 = EVENT_FD + 1;
 /// The virtio-fs tag of the one share of a machine.
 pub const SHARE_TAG: &str = "share";
 
+/// How the file begins that the share has for a block device; its number follows. An entry of a share has no such name.
+pub const BLOCK_FILE_PREFIX: &str = "@block";
+
+/// The most block devices of a machine at a time.
+pub const MAX_BLOCKS: usize = 256;
+
 /// The least guest memory that the guest kernel and agent boot in, in MiB.
 pub const MIN_MEMORY_MIB: u32 = 48;
 
@@ -333,6 +339,14 @@ pub enum ControlRequest {
     Resume,
     /// Counters of the machine.
     Statistics,
+    /// Show the guest a block device as a file of its share, [`block_file`]. Its descriptor comes with the request, and
+    /// says by how it is open whether the guest may write.
+    AddBlock,
+    /// Take a block device away. A guest that has it open can do nothing with it any more.
+    RemoveBlock {
+        /// Its number.
+        number: u64,
+    },
     /// End the machine at once, as if its power had been cut.
     Stop,
 }
@@ -352,11 +366,21 @@ pub enum ControlReply {
     },
     /// The answer to `Statistics`.
     Statistics(Statistics),
+    /// The answer to `AddBlock`.
+    Block {
+        /// Its number, which none had before.
+        number: u64,
+    },
     /// The request could not be carried out.
     Error {
         /// Why.
         message: String,
     },
+}
+
+/// The name of the file that the share has for a block device.
+pub fn block_file(number: u64) -> String {
+    format!("{BLOCK_FILE_PREFIX}{number}")
 }
 
 /// What a machine is doing.

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
-    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, ROOT_ID,
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse;
 use virtiofsd::passthrough::PassthroughFs;
 
 use super::Access;
+use super::blocks::Blocks;
 use super::tmpfile::{Capture, Tmpfiles};
 
 /// The most bytes of an extended attribute's value, or of the list of names: Linux's own limit.
@@ -43,18 +44,20 @@ const FILE_CAPABILITY_XATTR: &[u8] = b"security.capability";
 /// may write to the directories of the other users in it.
 const WHOSE_RIGHTS: FsOptions = FsOptions::CREATE_SUPP_GROUP;
 
-/// The passthrough file system behind its checks, and the files that it cannot have.
+/// The passthrough file system behind its checks, and the files that it cannot have: those without a name, and block
+/// devices.
 #[derive(Clone)]
 pub struct Guarded {
     inner: Arc<PassthroughFs>,
     tmpfiles: Arc<Tmpfiles>,
     access: Access,
+    blocks: Blocks,
 }
 
 impl Guarded {
     /// Puts the checks before a file system.
-    pub fn new(inner: PassthroughFs, tmpfiles: Tmpfiles, access: Access) -> Self {
-        Self { inner: Arc::new(inner), tmpfiles: Arc::new(tmpfiles), access }
+    pub fn new(inner: PassthroughFs, tmpfiles: Tmpfiles, access: Access, blocks: Blocks) -> Self {
+        Self { inner: Arc::new(inner), tmpfiles: Arc::new(tmpfiles), access, blocks }
     }
 
     /// Refuses a change where nothing is to be changed: the thread that serves has no right to, then.
@@ -127,20 +130,26 @@ fn is_change(flags: u32) -> bool {
 }
 
 /// Passes each operation on to the passthrough: after the checks that are named, `first` one of the whole file system
-/// and then one of the operation, and to the files without a name where one of these is meant and `own` says how.
+/// and then one of the operation, and to the files without a name where one of these is meant and `own` says how. What
+/// is meant for a block device goes by `block`, whatever may be changed of files; the passthrough does not know these,
+/// and refuses what nobody says how to do.
 macro_rules! pass_on {
     {$(
         fn $name:ident$(<$generic:ident: $bound:path>)?(
             &self $(, $argument:ident: $type:ty)* $(,)?
-        ) $(-> $ret:ty)? $(, first $first:ident)? $(, check $check:expr)? $(, own $node:ident $own:expr)?;
+        ) $(-> $ret:ty)? $(, first $first:ident)? $(, check $check:expr)? $(, own $node:ident $own:expr)?
+        $(, block $device:ident $block:expr)?;
     )*} => {$(
         #[inline]
         #[allow(clippy::too_many_arguments)]
         fn $name$(<$generic: $bound>)?(&self $(, $argument: $type)*) $(-> $ret)? {
+            $(if Blocks::owns($device) {
+                return call(&self.blocks, $block);
+            })?
             $(self.$first()?;)?
             $($check?;)?
             $(if Tmpfiles::owns($node) {
-                return call(&self.tmpfiles, $own);
+                return call(&*self.tmpfiles, $own);
             })?
             self.inner.$name($($argument),*)
         }
@@ -148,7 +157,7 @@ macro_rules! pass_on {
 }
 
 /// Lets a closure that takes the files know their type.
-fn call<R>(files: &Tmpfiles, operation: impl FnOnce(&Tmpfiles) -> R) -> R {
+fn call<F, R>(files: &F, operation: impl FnOnce(&F) -> R) -> R {
     operation(files)
 }
 
@@ -158,13 +167,12 @@ impl FileSystem for Guarded {
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     pass_on! {
-        fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry>,
-            check check_name(name);
         fn forget(&self, ctx: Context, inode: Self::Inode, count: u64),
-            own inode |files| files.forget(inode, count);
+            own inode |files| files.forget(inode, count), block inode |_blocks| ();
         fn getattr(
             &self, ctx: Context, inode: Self::Inode, handle: Option<Self::Handle>,
-        ) -> io::Result<(fuse::Attr, Duration)>, own inode |files| files.getattr(inode);
+        ) -> io::Result<(fuse::Attr, Duration)>, own inode |files| files.getattr(inode),
+            block inode |blocks| blocks.getattr(inode);
         fn setattr(
             &self, ctx: Context, inode: Self::Inode, attr: fuse::SetattrIn, handle: Option<Self::Handle>,
             valid: SetattrValid,
@@ -200,30 +208,30 @@ impl FileSystem for Guarded {
         fn read<W: ZeroCopyWriter>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, w: W, size: u32, offset: u64,
             lock_owner: Option<u64>, flags: u32,
-        ) -> io::Result<usize>, own inode |files| files.read(handle, w, size, offset);
+        ) -> io::Result<usize>, own inode |files| files.read(handle, w, size, offset),
+            block inode |blocks| blocks.read(inode, w, size, offset);
         fn write<R: ZeroCopyReader>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, r: R, size: u32, offset: u64,
             lock_owner: Option<u64>, delayed_write: bool, kill_priv: bool, flags: u32,
         ) -> io::Result<usize>, first check_change, own inode |files| {
             files.write(handle, r, size, offset, delayed_write, kill_priv, flags)
-        };
+        }, block inode |blocks| blocks.write(inode, r, size, offset);
         fn flush(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, lock_owner: u64,
-        ) -> io::Result<()>, own inode |_files| Ok(());
+        ) -> io::Result<()>, own inode |_files| Ok(()), block inode |_blocks| Ok(());
         fn fsync(
             &self, ctx: Context, inode: Self::Inode, datasync: bool, handle: Self::Handle,
-        ) -> io::Result<()>, own inode |files| files.fsync(handle, datasync);
+        ) -> io::Result<()>, own inode |files| files.fsync(handle, datasync), block inode |blocks| blocks.fsync(inode);
         fn fallocate(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, mode: u32, offset: u64,
             length: u64,
         ) -> io::Result<()>, first check_change,
-            own inode |files| files.fallocate(handle, mode, offset, length);
+            own inode |files| files.fallocate(handle, mode, offset, length),
+            block inode |blocks| blocks.fallocate(inode, mode, offset, length);
         fn release(
             &self, ctx: Context, inode: Self::Inode, flags: u32, handle: Self::Handle, flush: bool,
             flock_release: bool, lock_owner: Option<u64>,
-        ) -> io::Result<()>, own inode |files| files.release(handle);
-        fn statfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<libc::statvfs64>,
-            own inode |files| files.statfs(inode);
+        ) -> io::Result<()>, own inode |files| files.release(handle), block inode |_blocks| Ok(());
         fn setxattr(
             &self, ctx: Context, inode: Self::Inode, name: &CStr, value: &[u8], flags: u32,
             extra_flags: SetxattrFlags,
@@ -249,6 +257,19 @@ impl FileSystem for Guarded {
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, offset: u64, whence: u32,
         ) -> io::Result<u64>, own inode |files| files.lseek(handle, offset, whence);
         fn syncfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<()>;
+    }
+
+    fn lookup(&self, ctx: Context, parent: Self::Inode, name: &CStr) -> io::Result<Entry> {
+        check_name(name)?;
+        self.blocks.lookup(parent, name).map_or_else(|| self.inner.lookup(ctx, parent, name), Ok)
+    }
+
+    fn statfs(&self, ctx: Context, inode: Self::Inode) -> io::Result<libc::statvfs64> {
+        match inode {
+            _ if Tmpfiles::owns(inode) => self.tmpfiles.statfs(inode),
+            _ if Blocks::owns(inode) => self.inner.statfs(ctx, ROOT_ID),
+            _ => self.inner.statfs(ctx, inode),
+        }
     }
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
@@ -297,6 +318,9 @@ impl FileSystem for Guarded {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
+        if Blocks::owns(inode) {
+            return self.blocks.open(inode, flags);
+        }
         if is_change(flags) {
             self.check_change()?;
         }

@@ -18,6 +18,7 @@
 //! write-back the guest's kernel would be the authority for sizes and times, and would not see the host's
 //! changes at all; and what a program has written would be lost when its machine is killed.
 
+pub mod blocks;
 mod guarded;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ use virtiofsd::server::Server;
 
 use crate::virtio::chain::{self, Indirect, Limits};
 use crate::virtio::{BrokenRing, GuestMemory, Signals, VirtioDevice, rate};
+use blocks::Blocks;
 use guarded::Guarded;
 use tmpfile::Tmpfiles;
 
@@ -116,8 +118,15 @@ enum Thread {
 impl Fs {
     /// Serves the directory at `root` under `tag`. What is served read-only refuses every change by itself.
     ///
-    /// `descriptors` is an open `/proc/self/fd`, which a jailed process no longer has by name.
-    pub fn new(tag: &str, root: &Path, access: Access, descriptors: File) -> Result<Self, Error> {
+    /// `descriptors` is an open `/proc/self/fd`, which a jailed process no longer has by name; `blocks` are shown in
+    /// the share besides.
+    pub fn new(
+        tag: &str,
+        root: &Path,
+        access: Access,
+        descriptors: File,
+        blocks: Blocks,
+    ) -> Result<Self, Error> {
         let limit = raise_descriptor_limit()?;
         let guest_files = limit - RESERVED_DESCRIPTORS.min(limit / 2);
         let tmpfiles = Tmpfiles::new(descriptors.try_clone().map_err(Error::Descriptors)?);
@@ -125,7 +134,7 @@ impl Fs {
         let passthrough =
             PassthroughFs::new(passthrough_config(path.clone(), access, descriptors, guest_files))
                 .map_err(|error| Error::Root { path, error })?;
-        let files = Guarded::new(passthrough, tmpfiles, access);
+        let files = Guarded::new(passthrough, tmpfiles, access, blocks);
         Ok(Self {
             server: Server::new(files.clone()),
             files,

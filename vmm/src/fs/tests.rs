@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use virtiofsd::fuse::{self, Opcode};
 use vm_memory::ByteValued;
 
+use super::blocks::Blocks;
 use super::{Access, Fs};
 use crate::devices::testing::{self, Driver, Part};
 use crate::virtio::{GuestMemory, VirtioDevice};
@@ -22,6 +23,7 @@ struct Client {
     memory: GuestMemory,
     drivers: [Driver; 2],
     directory: TempDir,
+    blocks: Blocks,
 }
 
 /// A reply: the error number, or what follows the header.
@@ -45,10 +47,11 @@ impl Client {
     fn without_init(access: Access) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let descriptors = File::open("/proc/self/fd").unwrap();
-        let fs = Fs::new("share", directory.path(), access, descriptors).unwrap();
+        let blocks = Blocks::default();
+        let fs = Fs::new("share", directory.path(), access, descriptors, blocks.clone()).unwrap();
         let memory = testing::memory();
         let drivers = [0, 1].map(|queue| Driver::new(&memory, queue, 128));
-        Self { fs, memory, drivers, directory }
+        Self { fs, memory, drivers, directory, blocks }
     }
 
     /// Sends a request and takes its reply.
@@ -94,6 +97,15 @@ impl Client {
     fn read(&mut self, node: u64, handle: u64, size: u32) -> Reply {
         let asked = fuse::ReadIn { fh: handle, size, ..Default::default() };
         self.request(Opcode::Read, node, &[asked.as_slice()])
+    }
+
+    fn lookup(&mut self, name: &str) -> Result<fuse::EntryOut, i32> {
+        self.request(Opcode::Lookup, 1, &[&terminated(name)]).map(|reply| read(&reply))
+    }
+
+    fn open(&mut self, node: u64, flags: i32) -> Result<fuse::OpenOut, i32> {
+        let asked = fuse::OpenIn { flags: flags as u32, open_flags: 0 };
+        self.request(Opcode::Open, node, &[asked.as_slice()]).map(|reply| read(&reply))
     }
 
     fn mknod(&mut self, name: &str, mode: u32) -> Reply {
@@ -172,6 +184,67 @@ fn device_nodes_are_refused_and_pipes_are_not() {
     let made = std::fs::symlink_metadata(client.directory.path().join("pipe")).unwrap();
     assert!(made.file_type().is_fifo());
     assert!(!client.directory.path().join("null").exists());
+}
+
+/// What stands for a block device here: its size does not change either.
+fn disk(client: &Client, flags: rustix::fs::OFlags) -> File {
+    let path = client.directory.path().with_extension("disk");
+    std::fs::write(&path, [7; 8192]).unwrap();
+    let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
+    std::fs::remove_file(path).unwrap();
+    opened.into()
+}
+
+#[test]
+fn a_block_device_is_a_file_of_its_size_until_it_is_taken_away() {
+    let mut client = Client::new();
+    assert_eq!(client.lookup("@block0").unwrap_err(), libc::ENOENT);
+    let file = disk(&client, rustix::fs::OFlags::RDWR);
+    let number = client.blocks.add(file.try_clone().unwrap()).unwrap();
+    let entry = client.lookup("@block0").unwrap();
+    assert_eq!((number, entry.attr.size, entry.attr.mode), (0, 8192, libc::S_IFREG | 0o600));
+
+    let open = client.open(entry.nodeid, libc::O_RDWR).unwrap();
+    client.write(entry.nodeid, open.fh, b"head").unwrap();
+    assert_eq!(client.read(entry.nodeid, open.fh, ROOM).unwrap()[..6], *b"head\x07\x07");
+    client.request(Opcode::Fsync, entry.nodeid, &[fuse::FsyncIn::default().as_slice()]).unwrap();
+    client.request(Opcode::Statfs, entry.nodeid, &[]).unwrap();
+    let punch =
+        |mode: i32| fuse::FallocateIn { fh: open.fh, length: 4096, mode: mode as u32, ..Default::default() };
+    let discard = punch(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+    client.request(Opcode::Fallocate, entry.nodeid, &[discard.as_slice()]).unwrap();
+    assert_eq!(client.read(entry.nodeid, open.fh, ROOM).unwrap()[..4096], [0; 4096]);
+    // It is a device: neither larger nor somebody else's, and it has no attributes.
+    let grow = punch(0);
+    let refused = client.request(Opcode::Fallocate, entry.nodeid, &[grow.as_slice()]);
+    assert_eq!(refused, Err(libc::EOPNOTSUPP));
+    let truncate = fuse::SetattrIn { valid: 1 << 3, size: 1, ..Default::default() };
+    assert!(client.request(Opcode::Setattr, entry.nodeid, &[truncate.as_slice()]).is_err());
+    assert!(client.request(Opcode::Unlink, 1, &[b"@block0\0"]).is_err());
+    assert_eq!(file.metadata().unwrap().len(), 8192);
+
+    client.blocks.remove(number);
+    assert_eq!(client.read(entry.nodeid, open.fh, 4), Err(libc::EIO));
+    assert_eq!(client.write(entry.nodeid, open.fh, b"late"), Err(libc::EIO));
+    assert_eq!(client.lookup("@block0").unwrap_err(), libc::ENOENT);
+    assert_eq!(client.blocks.add(file).unwrap(), 1);
+}
+
+#[test]
+fn a_block_device_that_is_open_for_reading_is_not_written_to() {
+    let mut client = Client::new();
+    let file = disk(&client, rustix::fs::OFlags::RDONLY);
+    client.blocks.add(file).unwrap();
+    let entry = client.lookup("@block0").unwrap();
+    assert_eq!(client.open(entry.nodeid, libc::O_RDWR).unwrap_err(), libc::EROFS);
+    let open = client.open(entry.nodeid, libc::O_RDONLY).unwrap();
+    assert_eq!(client.read(entry.nodeid, open.fh, ROOM).unwrap(), [7; 8192]);
+    // A guest that does not keep to how it opened meets the host's kernel.
+    assert_eq!(client.write(entry.nodeid, open.fh, b"x"), Err(libc::EBADF));
+    // No name but its own leads to a device, and none below the top.
+    for name in ["@block", "@block1", "@block-0", "@block99999999999999999999"] {
+        assert_eq!(client.lookup(name).unwrap_err(), libc::ENOENT, "{name}");
+    }
 }
 
 #[test]

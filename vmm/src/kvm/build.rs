@@ -21,6 +21,7 @@ use crate::confine::{Kind, identity};
 use crate::devices::blk::image::ImageError;
 use crate::devices::net::NetError;
 use crate::fs::Access;
+use crate::fs::blocks::Blocks;
 use crate::jail;
 use crate::legacy::serial::{SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::legacy::{
@@ -103,7 +104,8 @@ impl KvmMachine {
         timeline.step("enter the jail");
 
         let serial = opened.take_serial_port()?;
-        let devices = opened.take_devices(config, &memory)?;
+        let blocks = Blocks::default();
+        let devices = opened.take_devices(config, &memory, &blocks)?;
         let mut shared = new_shared()?;
         attach_devices(&vm, &mut shared.memory_bus, &devices)?;
         attach_ports(&vm, &mut shared.port_bus, serial.as_ref())?;
@@ -122,7 +124,7 @@ impl KvmMachine {
         let shared = Arc::new(shared);
         let vcpus = start_vcpus(vcpus, &shared)?;
         let mut machine =
-            Self { vcpus, shared, event_loops: Vec::new(), devices, serial, layout, memory, _vm: vm };
+            Self { vcpus, shared, event_loops: Vec::new(), devices, blocks, serial, layout, memory, _vm: vm };
         machine.event_loops = start_event_loops(&machine.devices, config.share_access())?;
         timeline.step("create vCPUs and threads");
         Ok(machine)

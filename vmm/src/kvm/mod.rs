@@ -25,6 +25,7 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VmFd;
 use sandbox_vmm_api::{ExitReason, MachineKind, Statistics};
 
+use crate::fs::blocks::Blocks;
 use crate::legacy::serial::SerialPort;
 use crate::machine::{Machine, MachineError};
 use crate::memory::Layout;
@@ -43,6 +44,7 @@ pub struct KvmMachine {
     shared: Arc<Shared>,
     event_loops: Vec<EventLoop>,
     devices: Vec<Arc<MmioDevice>>,
+    blocks: Blocks,
     serial: Option<Arc<SerialPort>>,
     layout: Layout,
     memory: GuestMemory,
@@ -105,6 +107,10 @@ impl Machine for KvmMachine {
             vcpu_exits: self.shared.exits.load(Ordering::Relaxed),
             devices,
         })
+    }
+
+    fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     fn stop(&mut self) {

@@ -14,6 +14,7 @@ use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
 use crate::devices::net::Net;
 use crate::fs::Fs;
+use crate::fs::blocks::Blocks;
 use crate::jail;
 use crate::legacy::serial::SerialPort;
 use crate::virtio::mmio::MmioDevice;
@@ -53,11 +54,13 @@ impl Opened {
         Ok(port.map(Arc::new))
     }
 
-    /// All virtio devices, in the order in which the guest finds them. To be called in the jail.
+    /// All virtio devices, in the order in which the guest finds them; its share has these `blocks` besides. To be
+    /// called in the jail.
     pub fn take_devices(
         &mut self,
         config: &Config,
         memory: &GuestMemory,
+        blocks: &Blocks,
     ) -> Result<Vec<Arc<MmioDevice>>, StartError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::default())];
         if let (Some(vsock), Some(listener)) = (config.vsock(), self.vsock.take()) {
@@ -68,7 +71,8 @@ impl Opened {
         if !config.shares().is_empty() {
             let descriptors = self.descriptors.try_clone().map_err(host("keep /proc/self/fd"))?;
             let root = Path::new(jail::SHARE);
-            devices.push(Box::new(Fs::new(SHARE_TAG, root, config.share_access(), descriptors)?));
+            let share = Fs::new(SHARE_TAG, root, config.share_access(), descriptors, blocks.clone())?;
+            devices.push(Box::new(share));
         }
         for disk in self.disks.drain(..) {
             devices.push(Box::new(disk));

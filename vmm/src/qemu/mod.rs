@@ -33,6 +33,7 @@ use sandbox_vmm_api::{ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE,
 use crate::config::Config;
 use crate::confine::{self, Kind, identity};
 use crate::fs::Fs;
+use crate::fs::blocks::Blocks;
 use crate::jail;
 use crate::legacy::console::ConsoleFile;
 use crate::machine::{Machine, MachineError};
@@ -60,6 +61,7 @@ pub struct QemuMachine {
     memory: File,
     layout: Layout,
     devices: Vec<Served>,
+    blocks: Blocks,
     console: Option<JoinHandle<()>>,
     stopped: Stopped,
 }
@@ -108,14 +110,15 @@ impl QemuMachine {
     /// Starts this process's threads, by which QEMU gets what it waits for.
     fn serve(mut qemu: Qemu, opened: Opened, config: &Config) -> Result<Self, Error> {
         let (rates, access) = (config.rates(), config.share_access());
-        let mut devices = Vec::new();
+        let (mut devices, blocks) = (Vec::new(), Blocks::default());
         if let Some(VsockLink { link, cid, listener, dial }) = opened.vsock {
             let vsock =
                 Vsock::new(cid, listener, dial).map_err(|error| Error::Socket { what: "vsock", error })?;
             devices.push(Served::start(Box::new(vsock), Kind::Devices, rates.vsock, link.ours)?);
         }
         if let Some(link) = opened.share {
-            let fs = Fs::new(SHARE_TAG, Path::new(jail::SHARE), access, opened.descriptors)?;
+            let root = Path::new(jail::SHARE);
+            let fs = Fs::new(SHARE_TAG, root, access, opened.descriptors, blocks.clone())?;
             devices.push(Served::start(Box::new(fs), Kind::Files(access), rates.share, link.ours)?);
         }
         qemu.listen().map_err(Error::Start)?;
@@ -128,6 +131,7 @@ impl QemuMachine {
             memory: opened.memory,
             layout: opened.layout,
             devices,
+            blocks,
             console,
             stopped: Stopped::No,
         })
@@ -203,6 +207,10 @@ impl Machine for QemuMachine {
             devices: self.devices.iter().map(Served::statistics).collect::<BTreeMap<_, _>>(),
             ..Statistics::default()
         })
+    }
+
+    fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     fn stop(&mut self) {
