@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,6 +40,9 @@ pub const STRANGER: &str = "localhost/stranger:latest";
 const NO_CRI: &str =
     "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n";
 
+/// The guest's files, and the variables of the environment that name them.
+const ARTEFACTS: [(&str, &str); 2] = [("vmlinux", "SANDBOX_KERNEL"), ("guest.img", "SANDBOX_IMAGE")];
+
 /// The name of the shipped shim's program.
 pub const SHIM: &str = "containerd-shim-sandbox-v2";
 
@@ -55,6 +58,28 @@ impl Containerd {
     /// One for a test, with [`IMAGE`]. `None`, and a notice, where containerd is not installed.
     pub fn new(name: &str) -> Option<Self> {
         Self::configured(name, None, |_, _| NO_CRI.to_owned())
+    }
+
+    /// One whose snapshotter `blockfile` makes root file systems that are images. `None`, and a notice, where it has none.
+    pub fn with_images(name: &str) -> Option<Self> {
+        let section = |directory: &Path| {
+            let (root, scratch) = (directory.join("images"), directory.join("scratch"));
+            let make = fs::File::create(&scratch).and_then(|file| file.set_len(16 << 20));
+            make.expect("a file");
+            let format = Command::new("mkfs.ext4").arg("-q").arg(&scratch).status();
+            assert!(format.is_ok_and(|status| status.success()), "mkfs.ext4 makes no file system");
+            format!(
+                "{NO_CRI}[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nroot_path = {root:?}\n\
+                 scratch_file = {scratch:?}\nfs_type = \"ext4\"\nmount_options = [\"loop\"]\n"
+            )
+        };
+        let containerd = Self::configured(name, None, |_, directory| section(directory))?;
+        let plugins = containerd.line("plugins ls").expect_code(0).out();
+        if !plugins.lines().any(|line| line.contains("blockfile") && line.trim_end().ends_with("ok")) {
+            skip(name, "this containerd has no snapshotter `blockfile`, which came with 1.7");
+            return None;
+        }
+        Some(containerd)
     }
 
     /// One in whose configuration there is what `rest` says, which is given the test's id and directory. Its images and
@@ -73,6 +98,9 @@ impl Containerd {
         let directory = tempfile::Builder::new().prefix("sbt-").tempdir().expect("a temporary directory");
         for name in ["state", "tmp"] {
             fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
+        }
+        for (file, variable) in ARTEFACTS {
+            symlink(artefact(variable, file), directory.path().join(file)).expect("a link");
         }
         let namespace = namespace.unwrap_or(&id).to_owned();
         let rest = rest(&id, directory.path());
@@ -103,8 +131,7 @@ impl Containerd {
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
         command.env("SANDBOX_ROOT", self.path("state")).env("SANDBOX_MACHINE", machine());
         command.env("SANDBOX_CONFIG", self.path("sandbox.toml"));
-        command.env("SANDBOX_KERNEL", artefact("SANDBOX_KERNEL", "vmlinux"));
-        command.env("SANDBOX_IMAGE", artefact("SANDBOX_IMAGE", "guest.img"));
+        command.envs(ARTEFACTS.map(|(file, variable)| (variable, self.path(file))));
         self.daemon = Some(Process::spawn(&mut command));
         let deadline = Instant::now() + patience();
         while !self
@@ -130,6 +157,15 @@ impl Containerd {
     /// Writes the operator's configuration, which holds for what is made from now on.
     pub fn operator(&self, text: &str) {
         fs::write(self.path("sandbox.toml"), text).expect("a file");
+    }
+
+    /// Has another file be the guest's kernel or image, by its name there, while `work` is done.
+    pub fn with_artefact<R>(&self, name: &str, other: &Path, work: impl FnOnce() -> R) -> R {
+        let (path, kept) = (self.path(name), self.path("kept"));
+        fs::rename(&path, &kept).and_then(|()| symlink(other, &path)).expect("a link");
+        let done = work();
+        fs::rename(&kept, &path).expect("a link");
+        done
     }
 
     /// Waits until the daemon has said a line with all of these words: it passes on what shims say.
@@ -257,6 +293,14 @@ impl Containerd {
         self.ctr(["task", "exec", "--exec-id", exec, name, "sh", "-c", script])
     }
 
+    /// Its version, such as `1.6.20`.
+    #[track_caller]
+    pub fn version(&self) -> String {
+        let said = self.line("version").expect_code(0).out();
+        let word = said.lines().rev().find_map(|line| line.trim().strip_prefix("Version:"));
+        word.unwrap_or_default().trim().trim_start_matches('v').to_owned()
+    }
+
     /// How a task is, in the words of `ctr task ls`. `None`: there is no such task.
     #[track_caller]
     pub fn status(&self, name: &str) -> Option<String> {
@@ -309,21 +353,38 @@ impl Containerd {
     /// When something still is after a while.
     #[track_caller]
     pub fn expect_no_sandbox(&self) {
+        self.wait_until_gone(|| {
+            let state = fs::read_dir(self.path("state")).into_iter().flatten().flatten();
+            state.map(|entry| entry.path().display().to_string()).collect()
+        });
+    }
+
+    /// Waits until no process and no mount of any container is left. What a shim that was killed before anybody knew of
+    /// it leaves of files, the next one removes.
+    ///
+    /// # Panics
+    ///
+    /// When something still is after a while.
+    #[track_caller]
+    pub fn expect_nothing_runs(&self) {
+        self.wait_until_gone(Vec::new);
+    }
+
+    #[track_caller]
+    fn wait_until_gone(&self, besides: impl Fn() -> Vec<String>) {
         let deadline = Instant::now() + patience();
         loop {
-            let mut left = Vec::new();
+            let mut left = besides();
             for word in [SHIM, "/proc/self/exe", "sandbox-vmm", "qemu-system"] {
                 left.extend(self.processes(word).iter().map(|pid| format!("{word} {pid}")));
             }
-            let state = fs::read_dir(self.path("state")).into_iter().flatten().flatten();
-            left.extend(state.map(|entry| entry.path().display().to_string()));
             let run = self.path("run").display().to_string();
             let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
             left.extend(mounts.lines().filter(|line| line.contains(&run)).map(str::to_owned));
             if left.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "something is left: {}", left.join("\n"));
+            assert!(Instant::now() < deadline, "something is left: {}\n{}", left.join("\n"), self.log());
             std::thread::sleep(POLL);
         }
     }

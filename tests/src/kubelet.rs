@@ -23,6 +23,12 @@ const CNI_PROGRAMS: &str = "/usr/lib/cni";
 /// The handler of the configuration that the shipped shim is behind.
 pub const HANDLER: &str = "sandbox";
 
+/// The same with a configuration of its own, the file `other.toml` of the test.
+pub const CONFIGURED: &str = "configured";
+
+/// The same, for which systemd is to make the cgroups.
+pub const SYSTEMD: &str = "systemd";
+
 /// Containerd's namespace for Kubernetes.
 const NAMESPACE: &str = "k8s.io";
 
@@ -129,6 +135,18 @@ impl Kubelet {
         merged(json!({"name": name, "handler": HANDLER, "logs": logs, "cgroup": cgroup}), besides)
     }
 
+    /// Asks for a pod with a configuration, and does not wait.
+    pub fn run_pod(&self, config: &Value) -> Process {
+        Process::spawn(&mut self.command(["run-pod", &config.to_string()]))
+    }
+
+    /// The pods that there are, whatever has become of them.
+    #[track_caller]
+    pub fn pods(&self) -> Vec<Pod> {
+        let ids = self.ask(["list-pods"]).expect_code(0).out();
+        ids.lines().map(|id| Pod { id: id.to_owned(), config: Value::Null }).collect()
+    }
+
     /// Makes a pod.
     #[track_caller]
     pub fn pod(&self, name: &str) -> Pod {
@@ -146,9 +164,14 @@ impl Kubelet {
 
     /// Asks for a container of [`IMAGE`] with a shell script, of which something is said besides.
     pub fn create(&self, pod: &Pod, name: &str, script: &str, besides: Value) -> Outcome {
+        Process::spawn(&mut self.create_command(pod, name, script, besides)).wait()
+    }
+
+    /// The command line of [`Kubelet::create`].
+    pub fn create_command(&self, pod: &Pod, name: &str, script: &str, besides: Value) -> Command {
         let config = json!({"name": name, "image": IMAGE, "command": ["sh", "-c", script]});
         let config = merged(config, besides).to_string();
-        self.ask(["create", &pod.id, &pod.config.to_string(), &config])
+        self.command(["create", &pod.id, &pod.config.to_string(), &config])
     }
 
     /// Makes a container of this kind and starts it. Returns its id.
@@ -216,6 +239,7 @@ fn configuration(id: &str, directory: &Path) -> String {
     let subnet = format!("10.214.{}.0/24", subnet_of(id));
     let addresses = json!({"type": "host-local", "subnet": subnet, "dataDir": directory.join("addresses")});
     let plugins = json!([{"type": "ptp", "ipam": addresses}]);
+    let other = directory.join("other.toml");
     let list = json!({"cniVersion": "0.4.0", "name": id, "plugins": plugins});
     fs::write(network.join("10-test.conflist"), list.to_string()).expect("a file");
     format!(
@@ -226,7 +250,15 @@ fn configuration(id: &str, directory: &Path) -> String {
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{HANDLER}]\n\
-         runtime_type = \"io.containerd.sandbox.v2\"\n"
+         runtime_type = \"io.containerd.sandbox.v2\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{CONFIGURED}]\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{CONFIGURED}.options]\n\
+         ConfigPath = {other:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}]\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}.options]\n\
+         SystemdCgroup = true\n"
     )
 }
 

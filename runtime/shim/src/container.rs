@@ -25,9 +25,10 @@ use sandbox_vmm_api::MachineKind;
 use crate::error::Error;
 use crate::events::{Events, timestamp};
 use crate::mounts::Mounted;
+use crate::options::Options;
 use crate::process::{Exit, Process, Status};
 use crate::stdio::{self, Streams};
-use crate::{log, options, place};
+use crate::{log, place};
 
 /// The directory of a bundle that the root file system is mounted on.
 pub const ROOTFS: &str = "rootfs";
@@ -66,7 +67,7 @@ pub struct Container {
 impl Container {
     /// Makes a container, whose process waits to be started.
     pub fn create(request: &CreateTaskRequest, shared: Arc<Shared>) -> Result<Arc<Self>, Error> {
-        options::check(request.options.as_ref())?;
+        let place = Options::of(request.options.as_ref())?.place(&shared.place)?;
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(Error::Never("a container cannot be made from a checkpoint"));
         }
@@ -80,7 +81,7 @@ impl Container {
         };
         let rootfs = Mounted::on(&bundle.join(ROOTFS), &request.rootfs)?;
         let (ends, held) = stdio::open(&streams, id.as_str(), &shared.namespace)?;
-        let plan = lifecycle::plan(wanted(id.clone(), &bundle)?, &shared.place, &Log::plain())?;
+        let plan = lifecycle::plan(wanted(id.clone(), &bundle)?, &place, &Log::plain())?;
         let mut on_machine = |kind: MachineKind, reason: &str| {
             log::info(Some(id.as_str()), &format!("machine: {kind:?}: {reason}"));
         };

@@ -1,12 +1,18 @@
 //! The mounts of a root file system, which containerd has the shim make.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use sandbox_loop_device::{Attached, Wanted};
+
+/// The option of a mount whose source is a file that a block device is to be made of.
+const LOOP: &str = "loop";
 
 /// The most bytes of a mount's data, its final zero not counted: a page.
 const MAX_DATA_BYTES: usize = 4095;
@@ -102,12 +108,16 @@ fn mount_one(wanted: &Mount, directory: &Path) -> Result<(), MountError> {
     if !wanted.target.is_empty() {
         return Err(unsupported("it is for a directory below the root"));
     }
-    let (flags, data) = options(&wanted.options);
-    if data.contains(&"loop") {
-        return Err(unsupported("it needs a loop device"));
-    }
+    let (flags, mut data) = options(&wanted.options);
+    let image = match data.contains(&LOOP) {
+        true => Some(image(Path::new(&wanted.source), flags)?),
+        false => None,
+    };
+    data.retain(|option| *option != LOOP);
+    let device = image.as_ref().map(|image| sandbox_loop_device::node_of(image.number));
     let kind = Some(wanted.type_.as_str()).filter(|kind| !matches!(*kind, "" | "bind"));
-    let source = Some(wanted.source.as_str()).filter(|source| !source.is_empty());
+    let source = device.as_deref().unwrap_or(Path::new(&wanted.source));
+    let source = Some(source).filter(|source| !source.as_os_str().is_empty());
     let result = match data.join(",") {
         short if short.len() <= MAX_DATA_BYTES => {
             let data = Some(short.as_str()).filter(|data| !data.is_empty());
@@ -132,10 +142,21 @@ fn mount_one(wanted: &Mount, directory: &Path) -> Result<(), MountError> {
     })
 }
 
+/// A block device over a file, which goes when it is unmounted: or, if that is not to be, now.
+fn image(file: &Path, flags: MsFlags) -> Result<Attached, MountError> {
+    let read_only = flags.contains(MsFlags::MS_RDONLY);
+    let opened = File::options().read(true).write(!read_only).open(file);
+    let wanted = Wanted { read_only, temporary: true, ..Wanted::default() };
+    opened.and_then(|opened| sandbox_loop_device::attach(opened.as_fd(), wanted)).map_err(|error| {
+        let what = "a loop device".into();
+        MountError::Kernel { step: "attach", what, path: file.into(), error }
+    })
+}
+
 /// Mounts from another working directory, which only a thread that ends with it has.
 fn mount_from(
     base: &Path,
-    source: Option<&str>,
+    source: Option<&Path>,
     directory: &Path,
     kind: Option<&str>,
     flags: MsFlags,
@@ -226,6 +247,49 @@ mod tests {
         let (flags, data) = options(&given);
         assert_eq!(flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_NOSUID);
         assert_eq!(data, ["lowerdir=/a", "index=off"]);
+    }
+
+    fn expect_no_device(image: &Path) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let devices =
+            || std::process::Command::new("losetup").arg("--associated").arg(image).output().unwrap();
+        // Older kernels detach it a moment after its last user is gone.
+        while !devices().stdout.is_empty() {
+            assert!(std::time::Instant::now() < deadline, "a device is left");
+            std::thread::yield_now();
+        }
+    }
+
+    /// As the blockfile snapshotter of containerd has them.
+    #[test]
+    fn an_image_is_mounted_and_its_device_goes_with_the_mount() {
+        let work = tempfile::tempdir().unwrap();
+        let (image, root) = (work.path().join("image"), work.path().join("root"));
+        File::create(&image).and_then(|file| file.set_len(4 << 20)).unwrap();
+        let mkfs = std::process::Command::new("mkfs.ext4").arg("-q").arg(&image).status();
+        if !mkfs.is_ok_and(|status| status.success()) || !Path::new("/dev/loop0").exists() {
+            eprintln!("SKIPPED: this host has no mkfs.ext4, or no loop devices");
+            return;
+        }
+        let mount = |option: &str| Mount {
+            type_: "ext4".into(),
+            source: image.to_str().unwrap().into(),
+            options: [option, "loop"].map(Into::into).into(),
+            ..Mount::default()
+        };
+        let mounted = Mounted::on(&root, &[mount("rw")]).unwrap();
+        std::fs::write(root.join("file"), "kept").unwrap();
+        mounted.unmount().unwrap();
+        let mounted = Mounted::on(&root, &[mount("ro")]).unwrap();
+        assert_eq!(std::fs::read_to_string(root.join("file")).unwrap(), "kept");
+        assert!(std::fs::write(root.join("file"), "more").is_err());
+        mounted.unmount().unwrap();
+        expect_no_device(&image);
+        // One that cannot be mounted leaves no device either.
+        std::fs::write(&image, [0; 1 << 20]).unwrap();
+        let error = Mounted::on(&root, &[mount("rw")]).unwrap_err().to_string();
+        assert!(error.contains("cannot mount ext4"), "{error}");
+        expect_no_device(&image);
     }
 
     #[test]

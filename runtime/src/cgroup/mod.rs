@@ -39,14 +39,14 @@ pub enum CgroupError {
     Path(PathBuf),
     /// The path is not one of systemd.
     #[error(
-        "config.json: `linux.cgroupsPath`: `{0}` is not a scope of systemd, which --systemd-cgroup asks for: write \
-         slice:prefix:name, such as system.slice:sandbox:name"
+        "config.json: `linux.cgroupsPath`: `{0}` is not a scope of systemd, which --systemd-cgroup, or containerd's \
+         option SystemdCgroup, asks for: write slice:prefix:name, such as system.slice:sandbox:name"
     )]
     NoScope(PathBuf),
     /// systemd has made none.
     #[error(
         "--systemd-cgroup: {0} (the engine can manage cgroups without systemd; for Podman: --cgroup-manager \
-         cgroupfs, for Docker: native.cgroupdriver=cgroupfs)"
+         cgroupfs, for Docker: native.cgroupdriver=cgroupfs, for containerd: SystemdCgroup = false)"
     )]
     Systemd(#[from] SystemdError),
     /// The kernel refused.

@@ -3,11 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use sandbox_tests::Containerd;
 use sandbox_tests::containerd::{IMAGE, SHIM};
 use sandbox_tests::pattern;
 use sandbox_tests::place::on_kvm;
 use sandbox_tests::process::Process;
+use sandbox_tests::{Containerd, Disk};
 
 /// A script that runs until it is told to end, and says that it is there.
 const SERVICE: &str = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
@@ -37,9 +37,34 @@ fn what_cannot_be_run_is_said_and_leaves_the_name_free() {
         containerd.ctr(line.split_whitespace().chain(words))
     };
     run("", ["/no/such/program"]).expect_error(1, &["/no/such/program"]);
-    run("--runtime-config-path /etc/other.toml", ["true"]).expect_error(1, &["ConfigPath", "leave it out"]);
+    run("--runtime-config-path /no/other.toml", ["true"]).expect_error(1, &["ConfigPath", "/no/other.toml"]);
+    run("--with-ns network:/run/netns/no-such", ["true"]).expect_error(1, &["/run/netns/no-such"]);
     run("--with-ns ipc:/proc/1/ns/ipc", ["true"]).expect_error(1, &["linux.namespaces"]);
-    run("", ["true"]).expect_code(0);
+    let other = containerd.path("other.toml");
+    fs::write(&other, "machine.vcpus = 3\n").expect("a file");
+    run(&format!("--runtime-config-path {}", other.display()), ["nproc"]).expect_stdout("3\n");
+    containerd.expect_no_sandbox();
+}
+
+#[test]
+fn a_root_file_system_may_be_an_image_and_a_device_the_host_s() {
+    let Some(containerd) = Containerd::with_images("ctr-image") else { return };
+    let on_image = "--snapshotter blockfile";
+    containerd.run("box", &format!("--rm {on_image}"), "echo kept >/file; cat /file").expect_stdout("kept\n");
+    containerd.run("box", &format!("--detach --null-io {on_image}"), SERVICE).expect_code(0);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("there is /proc");
+    let root = format!("{}/box/rootfs", containerd.namespace());
+    let mount = mounts.lines().find(|line| line.contains(&root)).expect("it is mounted");
+    assert!(mount.contains(" - ext4 /dev/loop"), "{mount}");
+    containerd.exec("box", "one", "echo more >/file && cat /file").expect_stdout("more\n");
+    containerd.end("box");
+    containerd.expect_no_sandbox();
+    if let Some(disk) = Disk::new("ctr-image", &containerd.path("disk"), 1 << 20) {
+        disk.write(0, "from the host");
+        let options = format!("--rm {on_image} --device {}", disk.path().display());
+        let script = format!("head -c 13 {}", disk.path().display());
+        containerd.run("box", &options, &script).expect_stdout("from the host");
+    }
 }
 
 #[test]

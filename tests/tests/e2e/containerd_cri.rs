@@ -1,9 +1,9 @@
 //! Pods, as a kubelet makes them, by containerd's service for Kubernetes.
 
-use sandbox_tests::Kubelet;
 use sandbox_tests::containerd::{SHIM, STRANGER, USER};
-use sandbox_tests::kubelet::{EXITED, RUNNING};
+use sandbox_tests::kubelet::{CONFIGURED, EXITED, RUNNING, SYSTEMD};
 use sandbox_tests::leaks::cgroups_named;
+use sandbox_tests::{Kubelet, skip};
 use serde_json::{Value, json};
 
 /// A script that runs until it is told to end, and says that it is there.
@@ -143,4 +143,33 @@ fn a_pod_that_cannot_be_is_refused_and_leaves_its_name_free() {
     let pod = kubelet.pod("pod");
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
+}
+
+#[test]
+fn a_handler_has_options() {
+    let Some(kubelet) = Kubelet::new("cri-options") else { return };
+    let refused = |handler: &str, words: &[&str]| {
+        let config = kubelet.pod_config("pod", json!({"handler": handler, "cgroup": "/tests.slice"}));
+        kubelet.ask(["run-pod", &config.to_string()]).expect_error(1, words);
+        kubelet.containerd.expect_no_sandbox();
+    };
+    let other = kubelet.containerd.path("other.toml");
+    refused(CONFIGURED, &["ConfigPath", "other.toml", "No such file"]);
+    std::fs::write(&other, "state.root = \"/elsewhere\"\n").expect("a file");
+    refused(CONFIGURED, &["ConfigPath", "`state.root` cannot be set"]);
+    std::fs::write(&other, "machine.pod_memory = \"192M\"\n").expect("a file");
+    let pod = kubelet.pod_with("pod", json!({"handler": CONFIGURED}));
+    let (_, log) = kubelet.run(&pod, "one", "grep MemTotal /proc/meminfo", json!({}));
+    let kib = log.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number");
+    assert!(kib < 192 << 10, "{log}");
+    kubelet.end(&pod);
+    kubelet.containerd.expect_no_sandbox();
+
+    if std::path::Path::new("/run/systemd/system").exists() {
+        return skip("cri-options", "this host has systemd, which is tested by `systemd.rs`");
+    }
+    if kubelet.containerd.version().starts_with("1.6") {
+        return skip("cri-options", "containerd 1.6 passes no SystemdCgroup on");
+    }
+    refused(SYSTEMD, &["systemd does not run on this host", "SystemdCgroup = false"]);
 }
