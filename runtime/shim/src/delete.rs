@@ -1,11 +1,12 @@
 //! `delete`: containerd has lost the shim of a container, and wants nothing to be left of it.
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
-use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::api::{DeleteResponse, ShutdownRequest};
 use containerd_shim_protos::protobuf::{self, Message};
+use containerd_shim_protos::{Client, TaskClient, ttrpc};
 use sandbox_runtime::lifecycle;
 use sandbox_runtime::log::Log;
 use sandbox_runtime::state::{InvalidId, SandboxId};
@@ -15,6 +16,8 @@ use crate::events::timestamp;
 use crate::flags::Flags;
 use crate::mounts::{self, MountError};
 use crate::place::{self, PlaceError};
+
+const POLL: Duration = Duration::from_millis(2);
 
 /// The exit code that a container has then: it was killed.
 const KILLED: u32 = 128 + 9;
@@ -39,6 +42,29 @@ pub enum DeleteError {
     Answer(#[from] protobuf::Error),
 }
 
+/// Whether the bundle, the working directory, is that of the container still. containerd also asks after a shim that has
+/// ended as it was told to: the bundle has been removed then, and another container may have the name by now.
+fn is_current() -> bool {
+    std::env::current_dir().is_ok()
+}
+
+/// How long a shim may take to end.
+const END_TIME: Duration = Duration::from_secs(10);
+
+/// Ends the shim of this socket, if it is there: containerd was killed before it knew of it, and will not ask it for
+/// anything any more. What it is doing is cut off.
+fn end_shim(socket: &Path) {
+    let Ok(client) = Client::connect(&format!("unix://{}", socket.display())) else { return };
+    let request = ShutdownRequest { now: true, ..ShutdownRequest::default() };
+    let context = ttrpc::context::with_duration(END_TIME);
+    // Its end may be faster than its answer.
+    let _ = TaskClient::new(client).shutdown(context, &request);
+    let deadline = Instant::now() + END_TIME;
+    while UnixStream::connect(socket).is_ok() && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+    }
+}
+
 /// Removes what is left of a container. Returns what containerd is answered.
 pub fn delete(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
     let id: SandboxId = flags.id.parse()?;
@@ -47,16 +73,19 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
         Some(root) => root,
         None => place::of(&flags.namespace, flags.debug)?.root,
     };
-    for line in lifecycle::delete_by_force(&id, &root)? {
-        Log::plain().info(&line);
+    if is_current() {
+        end_shim(&place::socket(&root, &flags.id));
     }
-    mounts::unmount(&bundle.join(ROOTFS))?;
-    if root.exists() {
+    if is_current() {
+        for line in lifecycle::delete_by_force(&id, &root)? {
+            Log::plain().info(&line);
+        }
+        mounts::unmount(&bundle.join(ROOTFS))?;
+    }
+    if is_current() && root.exists() {
         let _lock = place::lock(&root)?;
         let socket = place::socket(&root, &flags.id);
-        if UnixStream::connect(&socket).is_err() {
-            let _ = std::fs::remove_file(&socket);
-        }
+        let _ = std::fs::remove_file(&socket);
         // The last one out; it is not empty otherwise.
         let _ = std::fs::remove_dir(&root);
     }

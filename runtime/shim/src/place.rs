@@ -4,6 +4,7 @@
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -82,9 +83,26 @@ pub fn root_of(bundle: &Path) -> Option<PathBuf> {
     root.is_absolute().then(|| root.to_owned())
 }
 
+/// How the name of a shim's socket ends.
+const SOCKET: &str = ".shim";
+
 /// The socket of the shim of a pod, or of a container without one.
 pub fn socket(root: &Path, group: &str) -> PathBuf {
-    root.join(format!("{group}.shim"))
+    root.join(format!("{group}{SOCKET}"))
+}
+
+/// Removes the sockets that nobody listens on: their shims were killed before containerd knew of them. The caller has
+/// the lock of the root.
+pub fn sweep(root: &Path) {
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_socket = entry.file_name().to_string_lossy().ends_with(SOCKET);
+        if is_socket
+            && UnixStream::connect(&path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+        {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
 }
 
 /// Makes the root, and has it for oneself until the lock is dropped: who finds a shim or starts one must not meet
@@ -119,6 +137,20 @@ mod tests {
         let socket = socket(Path::new("/run/other/@ns"), "pod");
         note_address(bundle.path(), &format!("unix://{}", socket.display())).unwrap();
         assert_eq!(root_of(bundle.path()).as_deref(), Some(Path::new("/run/other/@ns")));
+    }
+
+    #[test]
+    fn sockets_that_nobody_listens_on_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(socket(root.path(), "lives")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(socket(root.path(), "dead")).unwrap());
+        std::fs::write(root.path().join("file"), "").unwrap();
+        sweep(root.path());
+        let mut left: Vec<_> =
+            std::fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["file", "lives.shim"]);
+        drop(listener);
     }
 
     #[test]

@@ -228,9 +228,9 @@ impl Task for Service {
         Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
     }
 
-    fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<Empty> {
-        // It is asked after each container, and the last one is meant.
-        if self.containers().is_empty() {
+    fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> Result<Empty> {
+        // It is asked after each container, and the last one is meant. `now` is from `delete`.
+        if request.now || self.containers().is_empty() {
             self.over.tell();
         }
         Ok(Empty::default())

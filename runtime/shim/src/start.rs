@@ -74,6 +74,7 @@ pub fn start(flags: &Flags) -> Result<Vec<u8>, StartError> {
     let socket = place::socket(&place.root, &group);
     {
         let _lock = place::lock(&place.root)?;
+        place::sweep(&place.root);
         if UnixStream::connect(&socket).is_err() {
             // Nobody listens there.
             let _ = std::fs::remove_file(&socket);
