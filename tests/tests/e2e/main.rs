@@ -8,6 +8,7 @@ mod consoles;
 mod containerd;
 mod containerd_cri;
 mod containerd_cri_deaths;
+mod containerd_cri_faults;
 mod containerd_cri_ports;
 mod containerd_cri_volumes;
 mod containerd_deaths;
