@@ -76,6 +76,14 @@ impl SystemdHost {
     /// `sandbox --systemd-cgroup` with these words, without its standard output, which is that of what it leaves running.
     pub fn sandbox<'a>(&self, sandbox: &Sandbox, words: impl IntoIterator<Item = &'a str>) -> Outcome {
         let command = sandbox.verb_command(["--systemd-cgroup"].into_iter().chain(words));
+        let errors = self.directory.join("errors");
+        let quiet = format!("\"$@\" >/dev/null 2>{0}; code=$?; cat {0} >&2; exit $code", errors.display());
+        self.script_about(&quiet, &command)
+    }
+
+    /// Runs a shell script among the real host's files; its arguments are a command line, with the environment of which
+    /// it runs.
+    pub fn script_about(&self, script: &str, command: &Command) -> Outcome {
         let mut all: Vec<OsString> =
             ["exec", &self.name, "unshare", "--mount", "sh", "-c", ENTER, "sh", "env"].map(Into::into).into();
         let given = ["SANDBOX_KERNEL", "SANDBOX_IMAGE"];
@@ -86,9 +94,7 @@ impl SystemdHost {
             word.push(value);
             all.push(word);
         }
-        let errors = self.directory.join("errors");
-        let quiet = format!("\"$@\" >/dev/null 2>{0}; code=$?; cat {0} >&2; exit $code", errors.display());
-        all.extend(["sh", "-c", &quiet, "sh"].map(Into::into));
+        all.extend(["sh", "-c", script, "sh"].map(Into::into));
         all.push(command.get_program().to_owned());
         all.extend(command.get_args().map(ToOwned::to_owned));
         self.podman(all)

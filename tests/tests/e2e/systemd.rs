@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sandbox_tests::debian::{archive, unpack};
 use sandbox_tests::place::{on_kvm, patience, skip};
-use sandbox_tests::podman::Podman;
+use sandbox_tests::podman::{IMAGE, Podman};
 use sandbox_tests::process::Process;
 use sandbox_tests::systemd_host::SystemdHost;
 use sandbox_tests::{Outcome, Sandbox, sandbox};
@@ -148,6 +148,29 @@ fn a_sandbox_is_a_scope_of_the_host_s_systemd() {
     show("LoadState").expect_stdout("not-found\n");
     let nowhere = broken.config(|config| config["linux"]["cgroupsPath"] = "/a/path".into());
     host.sandbox(&nowhere, create).expect_error(1, &["linux.cgroupsPath", "slice:prefix:name"]);
+    podman_makes_scopes(&host);
     // Before the sandbox looks for what is left.
     drop(host);
+}
+
+/// Podman with systemd's cgroups, its default where systemd runs.
+fn podman_makes_scopes(host: &SystemdHost) {
+    let Some(podman) = Podman::new("podman-scope") else { return };
+    // One mount namespace for all of it: Podman's storage is mounted in it.
+    let script = format!(
+        r#"set -e; export SYSTEMD_IGNORE_CHROOT=1
+        "$@" run --detach --name box --network none --memory 64m {IMAGE} sleep 1000 >/dev/null
+        unit=libpod-$("$@" inspect box --format '{{{{.Id}}}}').scope
+        systemctl show --value --property ActiveState,Slice "$unit"
+        "$@" exec box cat /sys/fs/cgroup/memory.max
+        "$@" rm --force --time 0 box >/dev/null
+        systemctl show --value --property LoadState "$unit""#
+    );
+    let command = podman.command(["--cgroup-manager", "systemd"]);
+    host.script_about(&script, &command)
+        .expect_code(0)
+        .expect_line("active")
+        .expect_line("machine.slice")
+        .expect_line("67108864")
+        .expect_line("not-found");
 }
