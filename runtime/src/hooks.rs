@@ -122,11 +122,9 @@ fn run_one(hook: &Hook, record: &Record, status: Status) -> Result<(), String> {
     if let Some((name, rest)) = args.split_first() {
         command.arg0(name).args(rest);
     }
-    command.env_clear();
-    for variable in hook.env().iter().flatten() {
-        if let Some((name, value)) = variable.split_once('=') {
-            command.env(name, value);
-        }
+    // Without an environment of its own it has ours, as with other runtimes.
+    if let Some(env) = hook.env() {
+        command.env_clear().envs(env.iter().filter_map(|variable| variable.split_once('=')));
     }
     // A file, not a pipe: what a hook leaves running may keep it open for as long as it likes.
     let output = File::from(

@@ -28,6 +28,8 @@ pub enum Level {
     Debug,
     /// Good to know.
     Info,
+    /// Something was not as asked for.
+    Warning,
     /// Something failed.
     Error,
 }
@@ -37,6 +39,7 @@ impl Level {
         match self {
             Self::Debug => "debug",
             Self::Info => "info",
+            Self::Warning => "warning",
             Self::Error => "error",
         }
     }
@@ -81,6 +84,11 @@ impl Log {
     /// Writes an error.
     pub fn error(&self, message: &str) {
         self.write(Level::Error, message);
+    }
+
+    /// Writes that something is not as it was asked for.
+    pub fn warn(&self, message: &str) {
+        self.write(Level::Warning, message);
     }
 
     /// Writes something good to know.

@@ -111,6 +111,20 @@ impl Process {
         self.collect()
     }
 
+    /// Waits until nobody has its standard output any more.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than [`patience`].
+    #[track_caller]
+    pub fn wait_for_end_of_stdout(&mut self) {
+        let deadline = Instant::now() + patience();
+        while !self.stdout.finished() {
+            assert!(Instant::now() < deadline, "standard output is still open\n{}", self.kill_and_collect());
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// What was written to its standard streams so far.
     pub fn so_far(&self) -> (String, String) {
         let text = |stream: &Collector| String::from_utf8_lossy(&stream.bytes()).into_owned();

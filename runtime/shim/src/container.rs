@@ -203,7 +203,8 @@ impl Container {
         if name.is_empty() {
             return Err(Error::Invalid("a process needs a name".into()));
         }
-        let mut spec = spec::process_from_json(spec).map_err(lifecycle::Error::from)?;
+        let (mut spec, warnings) = spec::process_from_json(spec).map_err(lifecycle::Error::from)?;
+        warnings.iter().for_each(|warning| log::info(Some(self.id.as_str()), warning));
         spec.set_terminal(Some(streams.terminal));
         self.init.expect(&[Status::Running, Status::Paused], "add a process to")?;
         let mut execs = self.execs();

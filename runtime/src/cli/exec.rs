@@ -8,6 +8,7 @@ use super::create::Engine;
 use super::machine::absolute;
 use super::{Error, Global};
 use crate::client::{self, ExecPlan};
+use crate::log::Log;
 use crate::monitor;
 use crate::spec::{Overrides, check_process, process_from, process_of};
 use crate::state::{SandboxId, Status, find};
@@ -58,7 +59,7 @@ pub struct Args {
 }
 
 /// Runs one more process in a running sandbox. Returns its exit code, or 0 for a detached one.
-pub fn exec(args: &Args, global: &Global) -> Result<u8, Error> {
+pub fn exec(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     args.engine.check()?;
     let (directory, record) = find(&global.root()?, &args.id)?;
     match record.status {
@@ -70,7 +71,11 @@ pub fn exec(args: &Args, global: &Global) -> Result<u8, Error> {
         }
     }
     let process = match &args.process {
-        Some(file) => process_from(file)?,
+        Some(file) => {
+            let (process, warnings) = process_from(file)?;
+            warnings.iter().for_each(|warning| log.warn(warning));
+            process
+        }
         None => args.changed(process_of(&record.bundle)?)?,
     };
     let plan = ExecPlan {

@@ -233,7 +233,7 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::Start(args)) => start::start(&args, &cli.global),
         Some(Command::State(args)) => state::state(&args, &cli.global),
         Some(Command::Delete(args)) => removal::delete(&args, &cli.global, log),
-        Some(Command::Exec(args)) => exec::exec(&args, &cli.global),
+        Some(Command::Exec(args)) => exec::exec(&args, &cli.global, log),
         Some(Command::Ps(args)) => ps::ps(&args, &cli.global),
         Some(Command::Pause(args)) => pause::pause(&args, &cli.global),
         Some(Command::Resume(args)) => pause::resume(&args, &cli.global),

@@ -86,6 +86,7 @@ pub struct Wanted<'a> {
 /// Reads the bundle and decides everything.
 pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error> {
     let bundle = Bundle::load(wanted.bundle, &wanted.overrides)?;
+    bundle.warnings().iter().for_each(|warning| log.warn(warning));
     let asked = Asked::of(bundle.spec(), &place.config.annotations)?;
     if let Err(error) = sweep(&place.root) {
         log.debug(&format!("leftovers of dead sandboxes could not be removed: {error}"));

@@ -136,10 +136,13 @@ fn prepare(
         Some(terminal) => Ends::terminal(terminal),
         None => Ends::inherited(),
     };
-    if terminal.is_some() && !machine.debug {
-        // The container has other ones, and whoever made it may wait for the end of these.
-        descriptor::drop_standard_streams().map_err(host("let go of the standard streams"))?;
-    }
+    // Whoever made the container may wait for the end of them: it comes when the container has closed its own.
+    let dropped = match plan.detached {
+        true if terminal.is_some() && !machine.debug => descriptor::drop_standard_streams(),
+        true => descriptor::drop_standard_input_and_output(),
+        false => Ok(()),
+    };
+    dropped.map_err(host("let go of the standard streams"))?;
     if plan.detached {
         client.resize =
             signals::pass_on(terminal, claimed.serial, inbox.sender()).map_err(host("receive signals"))?;

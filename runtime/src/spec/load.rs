@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde_json::{Value, json};
 
-use super::{Overrides, SpecError, validate, walk};
+use super::{Overrides, SpecError, capabilities, validate, walk};
 
 /// The most bytes of a `config.json`: what a frame to the guest has room for, with space to spare for the
 /// frame's own words.
@@ -20,16 +20,17 @@ pub struct Bundle {
     root: PathBuf,
     spec: Spec,
     user: Option<String>,
+    warnings: Vec<String>,
 }
 
 impl Bundle {
     /// Reads the bundle at `path`, with the changes of the command line.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, SpecError> {
         let path = enter(path)?;
-        let mut spec = parse(&path.join("config.json"))?;
+        let (mut spec, warnings) = parse(&path.join("config.json"))?;
         overrides.apply(&mut spec)?;
         let root = validate::check(&spec, &path)?;
-        Ok(Self { path, root, spec, user: overrides.user.clone() })
+        Ok(Self { path, root, spec, user: overrides.user.clone(), warnings })
     }
 
     /// The bundle's directory, absolute and without symbolic links.
@@ -47,6 +48,11 @@ impl Bundle {
         &self.spec
     }
 
+    /// What of the configuration was left out.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// A user that replaces that of the configuration, to be looked up in the container's own files.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
@@ -55,7 +61,7 @@ impl Bundle {
 
 /// The configuration of a bundle that is in use.
 pub fn spec_of(bundle: &Path) -> Result<Spec, SpecError> {
-    parse(&bundle.join("config.json"))
+    parse(&bundle.join("config.json")).map(|(spec, _)| spec)
 }
 
 /// The process of a bundle's configuration, from which another one of the same container is made.
@@ -66,23 +72,24 @@ pub fn process_of(bundle: &Path) -> Result<Process, SpecError> {
         .ok_or_else(|| SpecError::Value { path: "process".into(), why: "it is missing".into() })
 }
 
-/// A process from a file of its own, as engines write it.
-pub fn process_from(path: &Path) -> Result<Process, SpecError> {
+/// A process from a file of its own, as engines write it, and what of it was left out.
+pub fn process_from(path: &Path) -> Result<(Process, Vec<String>), SpecError> {
     process_from_json_at(path, &read(path)?)
 }
 
-/// A process that an engine hands over without a file.
-pub fn process_from_json(text: &[u8]) -> Result<Process, SpecError> {
+/// A process that an engine hands over without a file, and what of it was left out.
+pub fn process_from_json(text: &[u8]) -> Result<(Process, Vec<String>), SpecError> {
     process_from_json_at(Path::new("process"), text)
 }
 
-fn process_from_json_at(path: &Path, text: &[u8]) -> Result<Process, SpecError> {
+fn process_from_json_at(path: &Path, text: &[u8]) -> Result<(Process, Vec<String>), SpecError> {
     let process: Value =
         serde_json::from_slice(text).map_err(|error| SpecError::Json { path: path.into(), error })?;
-    let spec = understand(json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "process": process}))?;
+    let (spec, warnings) =
+        understand(json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "process": process}))?;
     let process = spec.process().clone().unwrap_or_default();
     validate::check_process(&process)?;
-    Ok(process)
+    Ok((process, warnings))
 }
 
 /// Limits in the form of `linux.resources`, held against the table as those of a configuration are.
@@ -106,7 +113,7 @@ fn enter(path: &Path) -> Result<PathBuf, SpecError> {
     }
 }
 
-fn parse(path: &Path) -> Result<Spec, SpecError> {
+fn parse(path: &Path) -> Result<(Spec, Vec<String>), SpecError> {
     let text = read(path).map_err(|error| match error {
         SpecError::Config { error, .. } if error.kind() == io::ErrorKind::NotFound => {
             SpecError::NoConfig { path: path.parent().unwrap_or(path).into() }
@@ -116,18 +123,21 @@ fn parse(path: &Path) -> Result<Spec, SpecError> {
     understand(serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?)
 }
 
-fn understand(mut config: Value) -> Result<Spec, SpecError> {
+/// The configuration that a JSON value means, and what of it was left out.
+fn understand(mut config: Value) -> Result<(Spec, Vec<String>), SpecError> {
     check_version(&config)?;
     walk::check(&config)?;
+    let warnings = config.get_mut("process").map(capabilities::leave_out_unknown).unwrap_or_default();
     // The specification lets the user be left out; the types that follow do not.
     if let Some(process) = config.get_mut("process").and_then(Value::as_object_mut) {
         process.get_mut("scheduler").and_then(|scheduler| scheduler.get_mut("flags")).map(respell_flags);
         process.entry("user").or_insert_with(|| json!({"uid": 0, "gid": 0}));
     }
-    serde_path_to_error::deserialize(config).map_err(|error| SpecError::Value {
+    let spec = serde_path_to_error::deserialize(config).map_err(|error| SpecError::Value {
         path: error.path().to_string(),
         why: error.into_inner().to_string(),
-    })
+    })?;
+    Ok((spec, warnings))
 }
 
 /// The specification's names of the scheduler's flags that the types that follow have under others.
@@ -209,6 +219,16 @@ mod tests {
     }
 
     #[test]
+    fn capabilities_that_nobody_knows_are_left_out_and_told() {
+        let config = r#"{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"cwd": "/", "args": ["a"],
+            "capabilities": {"bounding": ["CAP_KILL", "CAP_FROB"]}}}"#;
+        let bundle = load(config).unwrap();
+        let sets = bundle.spec().process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
+        assert!(bundle.warnings()[0].contains("bounding: \"CAP_FROB\""), "{:?}", bundle.warnings());
+    }
+
+    #[test]
     fn bad_bundles_have_their_own_errors() {
         let none = Overrides::default();
         let message = |path: &Path| Bundle::load(path, &none).unwrap_err().to_string();
@@ -235,7 +255,7 @@ mod tests {
             ),
             (r#"{"ociVersion": "1.0.2", "process": {"args": ["sh"]}}"#, "missing field `cwd`"),
             (
-                r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "capabilities": {"bounding": ["CAP_X"]}}}"#,
+                r#"{"ociVersion": "1.0.2", "process": {"cwd": "/", "capabilities": {"bounding": [7]}}}"#,
                 "bounding",
             ),
         ] {

@@ -7,6 +7,7 @@
 
 mod annotations;
 mod block;
+mod capabilities;
 mod cgroup_mounts;
 pub mod fields;
 mod id_maps;

@@ -29,6 +29,7 @@ pub fn check(spec: &Spec, bundle: &Path) -> Result<PathBuf, SpecError> {
     check_process(process)?;
     check_namespaces(spec)?;
     check_hooks(spec)?;
+    spec.linux().as_ref().map_or(Ok(()), check_sysctl)?;
     if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         check_resources(resources)?;
     }
@@ -103,6 +104,14 @@ fn check_io_priority(wanted: &LinuxIOPriority) -> Result<(), SpecError> {
     match wanted.priority() {
         0..=7 => Ok(()),
         other => Err(value("process.ioPriority.priority", &format!("{other} is not from 0 to 7"))),
+    }
+}
+
+/// A name of the host may be given in one place only: the kernel would take the last.
+fn check_sysctl(linux: &Linux) -> Result<(), SpecError> {
+    match linux.sysctl().iter().flatten().any(|(name, _)| name.replace('/', ".") == "kernel.hostname") {
+        true => Err(value("linux.sysctl.kernel.hostname", "give it as `hostname` instead")),
+        false => Ok(()),
     }
 }
 
@@ -319,6 +328,7 @@ mod tests {
         for (pointer, new, wanted) in [
             ("/process", json!(null), "`process`: it is missing"),
             ("/process/args", json!([]), "`process.args`: it is empty"),
+            ("/linux", json!({"sysctl": {"kernel/hostname": "a"}}), "give it as `hostname`"),
             ("/process/args", json!([""]), "`process.args`: it is empty"),
             ("/process/args", json!(["a", "b\0"]), "`process.args[1]`: it contains a zero"),
             ("/process/env", json!(["A=1", "B"]), "`process.env[1]`: `B` is not NAME=VALUE"),
