@@ -123,19 +123,10 @@ pub fn copy_of(stream: impl AsFd) -> io::Result<OwnedFd> {
 
 /// Lets go of our standard streams, which somebody may wait for the end of.
 pub fn drop_standard_streams() -> io::Result<()> {
-    drop_standard_input_and_output()?;
-    Ok(rustix::stdio::dup2_stderr(null()?)?)
-}
-
-/// Lets go of all but standard error, for those that still have something to say there.
-pub fn drop_standard_input_and_output() -> io::Result<()> {
-    let null = null()?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    Ok(rustix::stdio::dup2_stdout(&null)?)
-}
-
-fn null() -> io::Result<std::fs::File> {
-    std::fs::File::options().read(true).write(true).open("/dev/null")
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
 }
 
 /// The most descriptors of one message: the standard streams.

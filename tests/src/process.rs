@@ -111,16 +111,16 @@ impl Process {
         self.collect()
     }
 
-    /// Waits until nobody has its standard output any more.
+    /// Waits until nobody has its standard output and standard error any more.
     ///
     /// # Panics
     ///
     /// When that takes longer than [`patience`].
     #[track_caller]
-    pub fn wait_for_end_of_stdout(&mut self) {
+    pub fn wait_for_end_of_output(&mut self) {
         let deadline = Instant::now() + patience();
-        while !self.stdout.finished() {
-            assert!(Instant::now() < deadline, "standard output is still open\n{}", self.kill_and_collect());
+        while !(self.stdout.finished() && self.stderr.finished()) {
+            assert!(Instant::now() < deadline, "its output is still open\n{}", self.kill_and_collect());
             std::thread::sleep(POLL);
         }
     }

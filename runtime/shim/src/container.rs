@@ -158,7 +158,8 @@ impl Container {
             // One that cannot be started has ended, for those who wait for it.
             self.start_addition(&process).inspect_err(|_| process.ended(Exit::now(LOST)))?;
         } else {
-            lifecycle::start(&self.id, self.root())?;
+            let failed = lifecycle::start(&self.id, self.root())?;
+            failed.iter().for_each(|failed| log::error(Some(self.id.as_str()), failed));
         }
         process.becomes(Status::Running);
         self.note(name, "the process has started");

@@ -230,7 +230,7 @@ fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
         Some(Command::List(args)) => list::list(&args, &cli.global, log),
         Some(Command::Kill(args)) => kill::kill(&args, &cli.global),
         Some(Command::Create(args)) => create::create(&args, &cli.global, log),
-        Some(Command::Start(args)) => start::start(&args, &cli.global),
+        Some(Command::Start(args)) => start::start(&args, &cli.global, log),
         Some(Command::State(args)) => state::state(&args, &cli.global),
         Some(Command::Delete(args)) => removal::delete(&args, &cli.global, log),
         Some(Command::Exec(args)) => exec::exec(&args, &cli.global, log),

@@ -101,7 +101,8 @@ pub fn run(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     };
     if args.detach {
         create::carry_out(&plan, &args.engine, &mut on_machine)?;
-        lifecycle::start(&plan.container.id, &plan.container.root)?;
+        let failed = lifecycle::start(&plan.container.id, &plan.container.root)?;
+        failed.iter().for_each(|failed| log.warn(failed));
         return Ok(0);
     }
     args.engine.check()?;

@@ -2,6 +2,7 @@
 
 use super::{Error, Global};
 use crate::lifecycle;
+use crate::log::Log;
 use crate::state::SandboxId;
 
 /// The arguments of `sandbox start`.
@@ -12,7 +13,7 @@ pub struct Args {
 }
 
 /// Executes the process of a created sandbox.
-pub fn start(args: &Args, global: &Global) -> Result<u8, Error> {
-    lifecycle::start(&args.id, &global.root()?)?;
+pub fn start(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
+    lifecycle::start(&args.id, &global.root()?)?.iter().for_each(|failed| log.warn(failed));
     Ok(0)
 }

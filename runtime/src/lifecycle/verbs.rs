@@ -31,8 +31,8 @@ pub fn create(
     }
 }
 
-/// Executes the process of a created sandbox.
-pub fn start(id: &SandboxId, root: &Path) -> Result<(), Error> {
+/// Executes the process of a created sandbox. Returns what is to be said besides: hooks that failed.
+pub fn start(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error> {
     let (directory, record) = find(root, id)?;
     match record.status {
         Status::Created => {}
@@ -40,8 +40,10 @@ pub fn start(id: &SandboxId, root: &Path) -> Result<(), Error> {
         Status::Running => return Err(Error::Failed("cannot start an already running container".into())),
         status => return Err(Error::Failed(format!("cannot start a container that is {}", status.name()))),
     }
-    monitor::ask(&monitor::socket_of(&directory), &Request::Start)?;
-    Ok(())
+    match monitor::ask(&monitor::socket_of(&directory), &Request::Start)? {
+        Answer::Data { value } => Ok(serde_json::from_value(value).unwrap_or_default()),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Sends a signal to the process, or to all that there are.

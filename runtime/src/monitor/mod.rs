@@ -90,8 +90,9 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
     plan.container.stand_in = stand_in;
     let (detached, cgroup) = (plan.container.detached, plan.container.cgroup.clone());
     let mut timeline = Timeline::from(Moment::now());
-    let mut client = Client { lifeline, is_there: true, stands: false, resize: None };
     let Home::Own(machine) = plan.home else { return Err(MonitorError::NoMachine) };
+    let silent = detached && !machine.debug;
+    let mut client = Client { lifeline, is_there: true, stands: false, silent, resize: None };
     let ending = match prepare(plan.container, &machine, &mut client) {
         Ok((first, ends, inbox)) => sandbox::run(*machine, first, ends, &inbox, &mut client, &mut timeline),
         Err(error) => Ending::of(&error),
@@ -136,13 +137,10 @@ fn prepare(
         Some(terminal) => Ends::terminal(terminal),
         None => Ends::inherited(),
     };
-    // Whoever made the container may wait for the end of them: it comes when the container has closed its own.
-    let dropped = match plan.detached {
-        true if terminal.is_some() && !machine.debug => descriptor::drop_standard_streams(),
-        true => descriptor::drop_standard_input_and_output(),
-        false => Ok(()),
-    };
-    dropped.map_err(host("let go of the standard streams"))?;
+    if terminal.is_some() && !machine.debug {
+        // The container has other ones, and whoever made it may wait for the end of these.
+        descriptor::drop_standard_streams().map_err(host("let go of the standard streams"))?;
+    }
     if plan.detached {
         client.resize =
             signals::pass_on(terminal, claimed.serial, inbox.sender()).map_err(host("receive signals"))?;
@@ -165,6 +163,8 @@ struct Client {
     is_there: bool,
     /// Whether the container has been made.
     stands: bool,
+    /// Whether standard error is the container's alone once it stands: whoever made it may wait for its end.
+    silent: bool,
     /// Passes the size of the terminal on, where that is ours to do.
     resize: Option<signals::Resize>,
 }
@@ -182,6 +182,9 @@ impl Watcher for Client {
 
     fn created(&mut self) {
         self.stands = true;
+        if self.silent {
+            let _ = descriptor::drop_standard_streams();
+        }
         self.tell(&FromMonitor::Created);
     }
 

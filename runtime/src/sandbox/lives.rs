@@ -255,11 +255,18 @@ impl Ready<'_> {
     }
 
     fn hooked(&mut self, serial: Serial, failed: &[String]) {
-        failed.iter().for_each(|failed| self.watcher.warn(failed));
         let Some(container) = self.containers.get_mut(&serial) else { return };
-        if let Stage::Started(asker) = &mut container.stage {
-            reply(asker.take(), Answer::Done);
+        let asker = match &mut container.stage {
+            Stage::Started(asker) => asker.take(),
+            _ => None,
+        };
+        if matches!(container.stage, Stage::Started(_)) {
             container.stage = Stage::Running;
+        }
+        match asker {
+            Some(asker) if failed.is_empty() => reply(Some(asker), Answer::Done),
+            Some(asker) => reply(Some(asker), Answer::Data { value: failed.into() }),
+            None => failed.iter().for_each(|failed| self.watcher.warn(failed)),
         }
     }
 

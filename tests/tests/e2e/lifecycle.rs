@@ -183,11 +183,11 @@ fn run_detach_returns_when_the_process_runs() {
     let pid_file = sandbox.pid_file();
     let sandbox = sandbox.option("--pid-file", pid_file);
     sandbox_tests::orphan::become_subreaper();
-    let mut run = sandbox.spawn(["sh", "-c", "echo ready; exec >&-; read line; exit $line"]);
+    let mut run = sandbox.spawn(["sh", "-c", "echo ready; exec >&- 2>&-; read line; exit $line"]);
     run.wait_alone().expect_code(0);
     let monitor = orphan_in(&sandbox.pid_file());
     // Whoever reads it learns that there will be no more.
-    run.wait_for_end_of_stdout();
+    run.wait_for_end_of_output();
     assert_eq!(sandbox.status(), "running");
     run.write(b"5\n");
     assert_eq!(monitor.wait(), 5);

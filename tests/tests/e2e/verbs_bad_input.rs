@@ -266,7 +266,9 @@ fn hooks_that_fail_hang_or_are_missing_in_the_hands_of_an_engine() {
         }
         // Too late for an error: the container goes on, and goes.
         with(json!({"poststart": hook, "poststop": hook}));
-        let container = sandbox.start();
+        let container = sandbox.create();
+        let started = sandbox.on("start", []).expect_code(0);
+        assert!(started.err().contains("poststart") && started.err().contains(words), "{started}");
         assert_eq!(sandbox.status(), "running");
         sandbox.on("kill", ["KILL"]).expect_code(0);
         assert_eq!(container.monitor.wait(), 137);
