@@ -423,6 +423,15 @@ fn is_installed() -> bool {
     Command::new(program("containerd")).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
+/// Whether its shims can make pods themselves: version 2 or later.
+pub(crate) fn has_sandbox_api() -> bool {
+    let version = Command::new(program("containerd")).arg("--version").output();
+    let version =
+        version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let number = version.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
+    number.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 2)
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
         self.take_down();

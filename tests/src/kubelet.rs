@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::containerd::{Containerd, IMAGE, PAUSE, STRANGER, USER};
+use crate::containerd::{Containerd, IMAGE, PAUSE, STRANGER, USER, has_sandbox_api};
 use crate::outcome::Outcome;
 use crate::place::{patience, skip};
 use crate::process::{POLL, Process};
@@ -29,10 +29,15 @@ pub const CONFIGURED: &str = "configured";
 /// The same, for which systemd is to make the cgroups.
 pub const SYSTEMD: &str = "systemd";
 
+/// The same by the sandbox API, where containerd has that.
+const SANDBOX_API_HANDLER: &str = "sandbox-api";
+
 /// Containerd's namespace for Kubernetes.
 const NAMESPACE: &str = "k8s.io";
 
 /// States, as the interface numbers them.
+pub const POD_READY: u64 = 0;
+/// A pod that has ended.
 pub const POD_NOT_READY: u64 = 1;
 /// A container that runs.
 pub const RUNNING: u64 = 1;
@@ -43,6 +48,8 @@ pub const EXITED: u64 = 2;
 pub struct Kubelet {
     /// The daemon.
     pub containerd: Containerd,
+    /// The handler of its pods.
+    handler: &'static str,
 }
 
 /// A pod.
@@ -64,9 +71,21 @@ impl Kubelet {
             return None;
         }
         let containerd = Containerd::configured(name, Some(NAMESPACE), configuration)?;
-        let kubelet = Self { containerd };
+        let kubelet = Self { containerd, handler: HANDLER };
         kubelet.wait_until_it_serves();
         Some(kubelet)
+    }
+
+    /// One whose pods are made by the sandbox API. `None`, and a notice, where containerd does not have that either.
+    pub fn with_sandbox_api(name: &str) -> Option<Self> {
+        if !has_sandbox_api() {
+            skip(
+                name,
+                "containerd has the sandbox API since version 2: scripts/containerd sid, and SANDBOX_CONTAINERD_DIR",
+            );
+            return None;
+        }
+        Some(Self { handler: SANDBOX_API_HANDLER, ..Self::new(name)? })
     }
 
     /// Kills containerd, and starts another one in its place.
@@ -132,7 +151,7 @@ impl Kubelet {
     pub fn pod_config(&self, name: &str, besides: Value) -> Value {
         let logs = self.containerd.path("logs");
         let cgroup = format!("/{}", self.containerd.id());
-        merged(json!({"name": name, "handler": HANDLER, "logs": logs, "cgroup": cgroup}), besides)
+        merged(json!({"name": name, "handler": self.handler, "logs": logs, "cgroup": cgroup}), besides)
     }
 
     /// Asks for a pod with a configuration, and does not wait.
@@ -242,6 +261,13 @@ fn configuration(id: &str, directory: &Path) -> String {
     let other = directory.join("other.toml");
     let list = json!({"cniVersion": "0.4.0", "name": id, "plugins": plugins});
     fs::write(network.join("10-test.conflist"), list.to_string()).expect("a file");
+    let sandbox_api = match has_sandbox_api() {
+        true => format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SANDBOX_API_HANDLER}]\n\
+             runtime_type = \"io.containerd.sandbox.v2\"\nsandboxer = \"shim\"\n"
+        ),
+        false => String::new(),
+    };
     format!(
         "disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
@@ -258,7 +284,7 @@ fn configuration(id: &str, directory: &Path) -> String {
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}]\n\
          runtime_type = \"io.containerd.sandbox.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}.options]\n\
-         SystemdCgroup = true\n"
+         SystemdCgroup = true\n{sandbox_api}"
     )
 }
 

@@ -11,7 +11,7 @@ use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Mount};
 use sandbox_protocol::{RootWrites, Stats};
 use sandbox_runtime::lifecycle::{self, Console, MachineWanted, Place, Wanted};
 use sandbox_runtime::log::Log;
@@ -65,8 +65,13 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes a container, whose process waits to be started.
-    pub fn create(request: &CreateTaskRequest, shared: Arc<Shared>) -> Result<Arc<Self>, Error> {
+    /// Makes a container, whose process waits to be started. It gets these mounts besides, where its configuration has
+    /// none that was meant for it.
+    pub fn create(
+        request: &CreateTaskRequest,
+        besides: Vec<Mount>,
+        shared: Arc<Shared>,
+    ) -> Result<Arc<Self>, Error> {
         let place = Options::of(request.options.as_ref())?.place(&shared.place)?;
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(Error::Never("a container cannot be made from a checkpoint"));
@@ -81,7 +86,7 @@ impl Container {
         };
         let rootfs = Mounted::on(&bundle.join(ROOTFS), &request.rootfs)?;
         let (ends, held) = stdio::open(&streams, id.as_str(), &shared.namespace)?;
-        let plan = lifecycle::plan(wanted(id.clone(), &bundle)?, &place, &Log::plain())?;
+        let plan = lifecycle::plan(wanted(id.clone(), &bundle, besides)?, &place, &Log::plain())?;
         let mut on_machine = |kind: MachineKind, reason: &str| {
             log::info(Some(id.as_str()), &format!("machine: {kind:?}: {reason}"));
         };
@@ -330,11 +335,11 @@ impl Container {
     }
 }
 
-fn wanted(id: SandboxId, bundle: &Path) -> Result<Wanted<'_>, Error> {
+fn wanted(id: SandboxId, bundle: &Path, binds: Vec<Mount>) -> Result<Wanted<'_>, Error> {
     Ok(Wanted {
         id,
         bundle,
-        overrides: Overrides::default(),
+        overrides: Overrides { binds, ..Overrides::default() },
         // As other runtimes do: snapshots are made of what was written there.
         writes: RootWrites::Through,
         machine: MachineWanted { choice: place::machine()?, boot_timeout: None, console: None },

@@ -8,6 +8,7 @@ use sandbox_runtime::state::StateError;
 use crate::mounts::MountError;
 use crate::options::OptionsError;
 use crate::place::PlaceError;
+use crate::pod::PodError;
 use crate::stdio::StdioError;
 
 /// Why a request was not carried out.
@@ -34,6 +35,9 @@ pub enum Error {
     /// The options of a container.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// The pod.
+    #[error(transparent)]
+    Pod(#[from] PodError),
     /// The environment.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -62,7 +66,7 @@ impl Error {
             Self::NotFound(_) | Self::Finished => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) => Code::FAILED_PRECONDITION,
-            Self::Invalid(_) | Self::Options(_) => Code::INVALID_ARGUMENT,
+            Self::Invalid(_) | Self::Options(_) | Self::Pod(_) => Code::INVALID_ARGUMENT,
             Self::Never(_) => Code::UNIMPLEMENTED,
             Self::Lifecycle(error) => match error {
                 lifecycle::Error::State(StateError::NotFound { .. }) => Code::NOT_FOUND,

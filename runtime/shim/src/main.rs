@@ -20,6 +20,8 @@
 //! | [`flags`] | the command line, as Go programs write it |
 //! | [`place`] | where the state of a namespace's containers is, and the shims' sockets |
 //! | [`service`] | the task service: requests to calls, errors to codes |
+//! | [`sandbox`] | the sandbox API: a pod that containerd makes no first container for |
+//! | [`pod`], [`carrier`], [`pause`] | what containerd says of such a pod, its first container, and what runs in it |
 //! | [`container`] | a container: its processes, its root file system |
 //! | [`process`] | a process: its state, its end, whoever waits for it |
 //! | [`stdio`] | where the streams of a process go: fifos, files, programs that log |
@@ -28,6 +30,7 @@
 //! | [`stats`] | what a container uses, in containerd's words |
 //! | [`log`] | the shim's own messages, which containerd reads |
 
+mod carrier;
 mod container;
 mod delete;
 mod error;
@@ -38,8 +41,11 @@ mod log;
 mod logger;
 mod mounts;
 mod options;
+mod pause;
 mod place;
+mod pod;
 mod process;
+mod sandbox;
 mod serve;
 mod service;
 mod start;
@@ -57,6 +63,9 @@ const RUNTIME: &str = "io.containerd.sandbox.v2";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|word| word == pause::SUBCOMMAND) {
+        return ExitCode::from(pause::main());
+    }
     if let Some(code) = sandbox_runtime::hidden(&args) {
         return ExitCode::from(code);
     }

@@ -75,6 +75,11 @@ pub fn note_address(bundle: &Path, address: &str) -> io::Result<()> {
     std::fs::write(bundle.join(ADDRESS_FILE), address)
 }
 
+/// Notes that a container has the same shim as the one of another bundle.
+pub fn note_same_address(bundle: &Path, other: &Path) -> io::Result<()> {
+    std::fs::copy(other.join(ADDRESS_FILE), bundle.join(ADDRESS_FILE)).map(drop)
+}
+
 /// The root of a container's state, by that address. The configuration may have changed since, or be wrong by now, and
 /// what is left is to be found all the same.
 pub fn root_of(bundle: &Path) -> Option<PathBuf> {

@@ -5,6 +5,7 @@ use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
 
 use containerd_shim_protos::create_task;
+use containerd_shim_protos::sandbox_sync::create_sandbox;
 use containerd_shim_protos::ttrpc::{self, Server};
 use sandbox_runtime::descriptor;
 
@@ -12,8 +13,9 @@ use crate::container::Shared;
 use crate::events::Events;
 use crate::flags::Flags;
 use crate::place::{self, PlaceError};
+use crate::sandbox::Pod;
 use crate::service::{Over, Service};
-use crate::{log, start};
+use crate::{log, sandbox, start};
 
 /// Where it finds the socket that it is to listen on.
 pub const LISTENER_FD: RawFd = 3;
@@ -51,13 +53,22 @@ pub fn serve(flags: &Flags) -> Result<(), ServeError> {
     let events = Events::to(address, &flags.namespace).map_err(ServeError::Events)?;
     let shared = Arc::new(Shared { namespace: flags.namespace.clone(), place, events });
     let over = Arc::new(Over::default());
-    let service = Arc::new(Service::new(Arc::clone(&shared), Arc::clone(&over)));
+    let unheard = Shared {
+        namespace: shared.namespace.clone(),
+        place: shared.place.clone(),
+        events: Events::to_nobody(),
+    };
+    let pod = Arc::new(Pod::new(Arc::new(unheard)));
+    let service = Arc::new(Service::new(Arc::clone(&shared), Arc::clone(&pod), Arc::clone(&over)));
+    let done = Arc::clone(&over);
+    let sandbox = create_sandbox(Arc::new(sandbox::Service::new(pod, move || done.tell())));
     let methods = create_task(service.clone());
     let renamed = create_task(service);
     let renamed = renamed.into_iter().map(|(path, method)| (path.replace(V3, V2), method)).collect();
     let mut server = Server::new()
         .add_listener(listener.into_raw_fd())?
         .register_service(methods)
+        .register_service(sandbox)
         .register_service(renamed);
     server.start()?;
     over.wait();

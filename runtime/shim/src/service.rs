@@ -1,6 +1,7 @@
 //! The task service: what containerd asks of the shim.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::Task;
@@ -17,16 +18,18 @@ use sandbox_runtime::{lifecycle, spec};
 use crate::container::{Container, Shared};
 use crate::error::Error;
 use crate::events::{any, timestamp};
-use crate::log;
 use crate::process::Status;
+use crate::sandbox::Pod;
 use crate::stats::metrics;
 use crate::stdio::Streams;
+use crate::{carrier, log, place};
 
 /// The containers of a shim.
 #[derive(Debug)]
 pub struct Service {
     shared: Arc<Shared>,
     containers: Mutex<BTreeMap<String, Slot>>,
+    pod: Arc<Pod>,
     over: Arc<Over>,
 }
 
@@ -49,7 +52,8 @@ impl Over {
         drop(self.1.wait_while(over, |over| !*over).unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn tell(&self) {
+    /// Tells that.
+    pub fn tell(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.1.notify_all();
     }
@@ -57,12 +61,23 @@ impl Over {
 
 impl Service {
     /// A service without containers.
-    pub fn new(shared: Arc<Shared>, over: Arc<Over>) -> Self {
-        Self { shared, containers: Mutex::default(), over }
+    pub fn new(shared: Arc<Shared>, pod: Arc<Pod>, over: Arc<Over>) -> Self {
+        Self { shared, containers: Mutex::default(), pod, over }
     }
 
     fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self, request: &CreateTaskRequest) -> std::result::Result<Arc<Container>, Error> {
+        let mut besides = Vec::new();
+        if let Some(pod) = self.pod.bundle() {
+            // containerd knows where to ask for it and starts nothing, so that nobody has noted it.
+            place::note_same_address(Path::new(&request.bundle), &pod)
+                .map_err(|error| Error::Host { step: "note the address", error })?;
+            besides = carrier::mounts(&pod);
+        }
+        Container::create(request, besides, Arc::clone(&self.shared))
     }
 
     fn container(&self, id: &str) -> std::result::Result<Arc<Container>, Error> {
@@ -83,7 +98,7 @@ impl Task for Service {
             }
             containers.insert(id.clone(), Slot::Taken);
         }
-        match Container::create(&request, Arc::clone(&self.shared)) {
+        match self.make(&request) {
             Ok(container) => {
                 let pid = container.init.state().pid;
                 self.containers().insert(id, Slot::Container(container));
@@ -224,13 +239,18 @@ impl Task for Service {
     }
 
     fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {
-        let task_pid = self.container(&request.id)?.init.state().pid;
+        // A containerd that comes back knows by this whether a shim lives, that of a pod of the sandbox API as well.
+        let task_pid = match self.pod.pid(&request.id) {
+            Some(pid) => pid,
+            None => self.container(&request.id)?.init.state().pid,
+        };
         Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
     }
 
     fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> Result<Empty> {
-        // It is asked after each container, and the last one is meant. `now` is from `delete`.
-        if request.now || self.containers().is_empty() {
+        // It is asked after each container, and the last one is meant; a pod of the sandbox API has a word of its own.
+        // `now` is from `delete`.
+        if request.now || self.containers().is_empty() && self.pod.bundle().is_none() {
             self.over.tell();
         }
         Ok(Empty::default())

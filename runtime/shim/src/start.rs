@@ -108,8 +108,16 @@ fn group(bundle: &Path, id: &str) -> Result<String, StartError> {
     let path = bundle.join("config.json");
     let read = || {
         let mut text = Vec::new();
-        File::open(&path)?.take(MAX_INPUT_BYTES).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice::<serde_json::Value>(&text)?)
+        match File::open(&path) {
+            Ok(file) => file.take(MAX_INPUT_BYTES).read_to_end(&mut text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        match text.is_empty() {
+            // The pod of the sandbox API: a sandbox has no configuration of this kind.
+            true => Ok(serde_json::Value::Null),
+            false => Ok(serde_json::from_slice::<serde_json::Value>(&text)?),
+        }
     };
     let config = read().map_err(|error| StartError::Config { path: path.clone(), error })?;
     let group = config["annotations"][SANDBOX_ID].as_str().unwrap_or(id);
@@ -155,6 +163,8 @@ mod tests {
             std::fs::write(dir.path().join("config.json"), config).unwrap();
             group(dir.path(), "c1")
         };
+        assert_eq!(group(dir.path(), "c1").unwrap(), "c1");
+        assert_eq!(with("").unwrap(), "c1");
         assert_eq!(with("{}").unwrap(), "c1");
         assert_eq!(with(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"p1"}}"#).unwrap(), "p1");
         assert!(with(r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"../p"}}"#).is_err());

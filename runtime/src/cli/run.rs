@@ -144,6 +144,7 @@ impl Args {
             hostname: self.hostname.clone(),
             memory: self.memory,
             cpus: self.cpus,
+            binds: Vec::new(),
         }
     }
 }

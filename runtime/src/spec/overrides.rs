@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Mount, Process, Spec};
 
-use super::SpecError;
+use super::{SpecError, is_bind};
 use crate::quantity::{Cpus, Size};
 
 /// The changes. An empty one changes nothing.
@@ -24,6 +24,8 @@ pub struct Overrides {
     pub memory: Option<Size>,
     /// Replaces `linux.resources.cpu.quota` and `period`.
     pub cpus: Option<Cpus>,
+    /// Bind mounts, each where `mounts` has none at its place; one of another kind gives way to it.
+    pub binds: Vec<Mount>,
 }
 
 impl Overrides {
@@ -34,6 +36,14 @@ impl Overrides {
         }
         if let Some(hostname) = &self.hostname {
             spec.set_hostname(Some(hostname.clone()));
+        }
+        for bind in &self.binds {
+            let mounts = spec.mounts_mut().get_or_insert_with(Vec::new);
+            let is_there = |mount: &Mount| mount.destination() == bind.destination();
+            if !mounts.iter().any(|mount| is_there(mount) && is_bind(mount)) {
+                mounts.retain(|mount| !is_there(mount));
+                mounts.push(bind.clone());
+            }
         }
         if self.memory.is_some() || self.cpus.is_some() {
             let linux = spec.linux_mut().get_or_insert_with(empty_linux);
@@ -153,6 +163,24 @@ mod tests {
         });
         let resources = json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 150000, "period": 100000}});
         assert_eq!(spec["linux"], json!({ "resources": resources }));
+    }
+
+    #[test]
+    fn binds_go_where_there_are_none() {
+        let mounts = json!([{"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+            {"destination": "/etc/hosts", "type": "bind", "source": "/mine", "options": ["rbind"]}]);
+        let mut spec: Spec =
+            serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": mounts})).unwrap();
+        let bind = |place: &str| {
+            let bind =
+                json!({"destination": place, "type": "bind", "source": "/theirs", "options": ["rbind"]});
+            serde_json::from_value(bind).unwrap()
+        };
+        let binds = ["/dev/shm", "/etc/hosts", "/etc/hostname"].map(bind).to_vec();
+        Overrides { binds, ..Default::default() }.apply(&mut spec).unwrap();
+        let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref());
+        let sources: Vec<_> = sources.map(|source| source.to_str().unwrap()).collect();
+        assert_eq!(sources, ["/mine", "/theirs", "/theirs"]);
     }
 
     #[test]

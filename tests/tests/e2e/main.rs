@@ -10,6 +10,7 @@ mod containerd_cri;
 mod containerd_cri_deaths;
 mod containerd_cri_faults;
 mod containerd_cri_ports;
+mod containerd_cri_sandbox;
 mod containerd_cri_volumes;
 mod containerd_deaths;
 mod deaths;
