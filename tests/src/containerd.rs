@@ -359,17 +359,6 @@ impl Containerd {
         });
     }
 
-    /// Waits until no process and no mount of any container is left. What a shim that was killed before anybody knew of
-    /// it leaves of files, the next one removes.
-    ///
-    /// # Panics
-    ///
-    /// When something still is after a while.
-    #[track_caller]
-    pub fn expect_nothing_runs(&self) {
-        self.wait_until_gone(Vec::new);
-    }
-
     #[track_caller]
     fn wait_until_gone(&self, besides: impl Fn() -> Vec<String>) {
         let deadline = Instant::now() + patience();

@@ -154,18 +154,6 @@ impl Kubelet {
         merged(json!({"name": name, "handler": self.handler, "logs": logs, "cgroup": cgroup}), besides)
     }
 
-    /// Asks for a pod with a configuration, and does not wait.
-    pub fn run_pod(&self, config: &Value) -> Process {
-        Process::spawn(&mut self.command(["run-pod", &config.to_string()]))
-    }
-
-    /// The pods that there are, whatever has become of them.
-    #[track_caller]
-    pub fn pods(&self) -> Vec<Pod> {
-        let ids = self.ask(["list-pods"]).expect_code(0).out();
-        ids.lines().map(|id| Pod { id: id.to_owned(), config: Value::Null }).collect()
-    }
-
     /// Makes a pod.
     #[track_caller]
     pub fn pod(&self, name: &str) -> Pod {

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! sandbox-cri SOCKET run-pod POD                     prints the pod's id
-//! sandbox-cri SOCKET list-pods                       prints the ids of all pods
 //! sandbox-cri SOCKET create ID POD CONTAINER         prints the container's id
 //! sandbox-cri SOCKET start ID
 //! sandbox-cri SOCKET exec ID SECONDS COMMAND…        prints output and errors, and ends with the exit code
@@ -68,12 +67,6 @@ async fn run(args: Vec<String>) -> Result<u8, Box<dyn Error>> {
             let request =
                 RunPodSandboxRequest { runtime_handler: pod.handler.clone(), config: Some(pod.into()) };
             println!("{}", client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id);
-        }
-        ["list-pods"] => {
-            let request = ListPodSandboxRequest { filter: None };
-            for pod in client.list_pod_sandbox(request).await?.into_inner().items {
-                println!("{}", pod.id);
-            }
         }
         ["create", id, pod, container] => {
             let request = CreateContainerRequest {
