@@ -124,25 +124,31 @@ fn check_xattr_name(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
+/// Refuses what is no place in a file. The library below panics on it.
+fn check_offset(offset: u64) -> io::Result<()> {
+    i64::try_from(offset).map(drop).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
 /// Whether a file that is opened so is to be changed, if only by the opening.
 fn is_change(flags: u32) -> bool {
     flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32 || flags & libc::O_TRUNC as u32 != 0
 }
 
-/// Passes each operation on to the passthrough: after the checks that are named, `first` one of the whole file system
-/// and then one of the operation, and to the files without a name where one of these is meant and `own` says how. What
-/// is meant for a block device goes by `block`, whatever may be changed of files; the passthrough does not know these,
-/// and refuses what nobody says how to do.
+/// Passes each operation on to the passthrough: after the checks that are named, `at` which place of a file, `first` one
+/// of the whole file system and then one of the operation, and to the files without a name where one of these is meant
+/// and `own` says how. What is meant for a block device goes by `block`, whatever may be changed of files; the
+/// passthrough does not know these, and refuses what nobody says how to do.
 macro_rules! pass_on {
     {$(
         fn $name:ident$(<$generic:ident: $bound:path>)?(
             &self $(, $argument:ident: $type:ty)* $(,)?
-        ) $(-> $ret:ty)? $(, first $first:ident)? $(, check $check:expr)? $(, own $node:ident $own:expr)?
-        $(, block $device:ident $block:expr)?;
+        ) $(-> $ret:ty)? $(, at $offset:ident)? $(, first $first:ident)? $(, check $check:expr)?
+        $(, own $node:ident $own:expr)? $(, block $device:ident $block:expr)?;
     )*} => {$(
         #[inline]
         #[allow(clippy::too_many_arguments)]
         fn $name$(<$generic: $bound>)?(&self $(, $argument: $type)*) $(-> $ret)? {
+            $(check_offset($offset)?;)?
             $(if Blocks::owns($device) {
                 return call(&self.blocks, $block);
             })?
@@ -208,12 +214,12 @@ impl FileSystem for Guarded {
         fn read<W: ZeroCopyWriter>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, w: W, size: u32, offset: u64,
             lock_owner: Option<u64>, flags: u32,
-        ) -> io::Result<usize>, own inode |files| files.read(handle, w, size, offset),
+        ) -> io::Result<usize>, at offset, own inode |files| files.read(handle, w, size, offset),
             block inode |blocks| blocks.read(inode, w, size, offset);
         fn write<R: ZeroCopyReader>(
             &self, ctx: Context, inode: Self::Inode, handle: Self::Handle, r: R, size: u32, offset: u64,
             lock_owner: Option<u64>, delayed_write: bool, kill_priv: bool, flags: u32,
-        ) -> io::Result<usize>, first check_change, own inode |files| {
+        ) -> io::Result<usize>, at offset, first check_change, own inode |files| {
             files.write(handle, r, size, offset, delayed_write, kill_priv, flags)
         }, block inode |blocks| blocks.write(inode, r, size, offset);
         fn flush(

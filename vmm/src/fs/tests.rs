@@ -298,6 +298,24 @@ fn files_without_a_name_are_bounded() {
 }
 
 #[test]
+fn places_that_no_file_has_are_refused() {
+    let mut client = Client::new();
+    let (entry, open) = client.create("file");
+    let device = disk(&client, rustix::fs::OFlags::RDWR);
+    let block = client.blocks.add(device).unwrap();
+    let block = client.lookup(&sandbox_vmm_api::block_file(block)).unwrap();
+    for (node, handle) in [(entry.nodeid, open.fh), (block.nodeid, block.nodeid), (1 << 63, 0)] {
+        for offset in [1 << 63, u64::MAX] {
+            let read = fuse::ReadIn { fh: handle, offset, size: 8, ..Default::default() };
+            assert_eq!(client.request(Opcode::Read, node, &[read.as_slice()]), Err(libc::EINVAL));
+            let write = fuse::WriteIn { fh: handle, offset, size: 8, ..Default::default() };
+            let body = [write.as_slice(), &[0; 8]];
+            assert_eq!(client.request(Opcode::Write, node, &body), Err(libc::EINVAL));
+        }
+    }
+}
+
+#[test]
 fn sizes_that_the_guest_makes_up_allocate_nothing_of_that_size() {
     let mut client = Client::new();
     let (entry, _) = client.create("file");
