@@ -81,6 +81,16 @@ fn fields_that_are_unknown_or_not_supported_are_named_by_their_path() {
 }
 
 #[test]
+fn a_capability_that_nobody_knows_is_left_out_and_told() {
+    let sandbox = sandbox("unknown-capability");
+    let sandbox =
+        sandbox.config(|config| config["process"]["capabilities"]["bounding"] = json!(["CAP_FROB"]));
+    let outcome = sandbox.run(["grep", "CapBnd", "/proc/self/status"]).expect_code(0);
+    assert_eq!(outcome.out().split_whitespace().last(), Some("0000000000000000"), "{outcome}");
+    assert!(outcome.err().contains("bounding: \"CAP_FROB\" is no capability"), "{outcome}");
+}
+
+#[test]
 fn values_that_make_no_sense_are_named_by_their_path() {
     let sandbox = sandbox("values");
     let good = sandbox.bundle.config();
@@ -91,7 +101,7 @@ fn values_that_make_no_sense_are_named_by_their_path() {
         ("/process/args", json!("sh"), "process.args"),
         ("/process/cwd", json!("relative"), "process.cwd"),
         ("/process/user", json!({"uid": -1, "gid": 0}), "process.user.uid"),
-        ("/process/capabilities", json!({"bounding": ["CAP_FROB"]}), "process.capabilities.bounding"),
+        ("/process/capabilities", json!({"bounding": [7]}), "process.capabilities.bounding"),
         (
             "/process/rlimits",
             json!([{"type": "RLIMIT_FROB", "soft": 1, "hard": 1}]),
