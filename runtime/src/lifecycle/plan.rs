@@ -105,11 +105,9 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),
         Role::Member(sandbox) => Home::Pod(PodPlan { sandbox, shares }),
         Role::Alone | Role::Sandbox => {
+            // An engine of pods dials there.
             let takes_loopback = role == Role::Sandbox;
-            Home::Own(Box::new(MachinePlan {
-                takes_loopback,
-                ..machine(&wanted, &bundle, asked, shares, place)?
-            }))
+            Home::Own(Box::new(machine(&wanted, &bundle, asked, shares, takes_loopback, place)?))
         }
     };
     let container = ContainerPlan {
@@ -154,6 +152,7 @@ fn machine(
     bundle: &Bundle,
     asked: Asked,
     shares: Vec<ShareEntry>,
+    takes_loopback: bool,
     place: &Place,
 ) -> Result<MachinePlan, Error> {
     let config = &place.config.machine;
@@ -187,8 +186,7 @@ fn machine(
             answer: wanted.machine.boot_timeout.unwrap_or(config.boot_timeout),
             run: wanted.timeout,
         },
-        // An engine of pods dials there.
-        takes_loopback: false,
+        takes_loopback,
         debug: place.debug,
     })
 }

@@ -257,12 +257,13 @@ impl Ready<'_> {
     fn hooked(&mut self, serial: Serial, failed: &[String]) {
         let Some(container) = self.containers.get_mut(&serial) else { return };
         let asker = match &mut container.stage {
-            Stage::Started(asker) => asker.take(),
+            Stage::Started(asker) => {
+                let asker = asker.take();
+                container.stage = Stage::Running;
+                asker
+            }
             _ => None,
         };
-        if matches!(container.stage, Stage::Started(_)) {
-            container.stage = Stage::Running;
-        }
         match asker {
             Some(asker) if failed.is_empty() => reply(Some(asker), Answer::Done),
             Some(asker) => reply(Some(asker), Answer::Data { value: failed.into() }),
