@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -74,6 +74,19 @@ impl Docker {
         docker.start_daemons();
         docker.import();
         Some(docker)
+    }
+
+    /// The controllers of cgroup version 1 for which Docker reads no statistics of any container, whatever its runtime:
+    /// those that have a hierarchy which is mounted nowhere, as one does that a container's systemd mounted and left.
+    pub fn controllers_in_its_way() -> Vec<String> {
+        let text =
+            std::fs::read_to_string("/proc/self/cgroup").expect("the cgroups of a process can be read");
+        let controllers = |line: &str| line.split(':').nth(1).map(str::to_owned);
+        text.lines()
+            .filter_map(controllers)
+            .filter(|names| !names.is_empty() && !names.starts_with("name="))
+            .filter(|names| !Path::new("/sys/fs/cgroup").join(names).exists())
+            .collect()
     }
 
     fn start_daemons(&mut self) {

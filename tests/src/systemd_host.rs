@@ -14,6 +14,19 @@ use crate::{Outcome, Sandbox};
 /// What this needs of the host.
 const PROGRAMS: [&str; 3] = ["podman", "runc", "busctl"];
 
+/// Starts systemd where it finds a mount in the place of each controller of version 1 that the host does not use: it
+/// would mount those, and their hierarchies would be the host's for as long as one has a cgroup. Docker, for one, then
+/// reads no statistics of its containers any more.
+const INIT: &str = r#"cd /sys/fs/cgroup || exit
+if [ "$(stat --file-system --format %T .)" = tmpfs ]; then
+    unused=$(awk '$2 == 0 && $4 == 1 { print $1 }' /proc/cgroups)
+    case $unused in *net_cls*) unused="$unused net_cls,net_prio" ;; esac
+    for name in $unused; do
+        mkdir -p "$name" && mount -t tmpfs -o ro none "$name" || exit
+    done
+fi
+exec /sbin/init"#;
+
 /// Makes the real host's files the root, with the devices, processes and services of the container.
 const ENTER: &str = r#"for at in proc sys dev run; do mount --rbind "/$at" "/host/$at" || exit 99; done
 exec chroot /host "$@""#;
@@ -59,7 +72,7 @@ impl SystemdHost {
             .into_iter()
             .chain(limits)
             .chain(["--cgroup-parent", &parent, "--volume", "/:/host", "--rootfs"])
-            .chain([root.to_str().expect("a path"), "/sbin/init"]),
+            .chain([root.to_str().expect("a path"), "/bin/sh", "-c", INIT]),
         );
         if booted.code() != Some(0) {
             skip(test, &format!("runc runs no container with systemd here: {booted}"));
@@ -119,40 +132,7 @@ impl Drop for SystemdHost {
         for hierarchy in hierarchies.chain([top.to_owned()]) {
             remove_cgroups(&hierarchy.join(&self.name));
         }
-        // systemd has mounted controllers that the host had not, in version 1: their hierarchies stay as long as they
-        // have cgroups, and what reads the cgroups of its processes is confused by them.
-        for controllers in controllers_of_version_1() {
-            let mount = self.directory.join("hierarchy");
-            let _ = fs::create_dir(&mount);
-            for _ in 0..10 {
-                if !controllers_of_version_1().contains(&controllers)
-                    || !mount_hierarchy(&controllers, &mount)
-                {
-                    break;
-                }
-                let ours = mount.join(&self.name);
-                let was_ours = ours.exists();
-                remove_cgroups(&ours);
-                let _ = Command::new("umount").arg(&mount).status();
-                if !was_ours {
-                    break;
-                }
-            }
-        }
     }
-}
-
-/// The controllers of each hierarchy of version 1, mounted or not.
-fn controllers_of_version_1() -> Vec<String> {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let middle = |line: &str| line.split(':').nth(1).map(str::to_owned);
-    text.lines().filter_map(middle).filter(|name| !name.is_empty() && !name.starts_with("name=")).collect()
-}
-
-fn mount_hierarchy(controllers: &str, at: &Path) -> bool {
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "cgroup", "-o", controllers, "cgroup"]).arg(at);
-    mount.status().is_ok_and(|status| status.success())
 }
 
 /// Removes a cgroup with all that is below it.

@@ -4,6 +4,7 @@ use std::fs;
 
 use sandbox_tests::Docker;
 use sandbox_tests::docker::IMAGE;
+use sandbox_tests::place::skip;
 use serde_json::Value;
 
 /// A program that ends with 3 when it is told to.
@@ -30,7 +31,13 @@ fn a_container_lives_in_the_background_and_is_entered_held_and_stopped() {
     assert!(top.contains(&docker.inspect("box", "{{.State.Pid}}")) && top.contains("sandbox-vmm"), "{top}");
     let stats = docker.docker(["stats", "--no-stream", "--format", "{{json .}}", "box"]).expect_code(0);
     let stats: Value = serde_json::from_slice(&stats.stdout).expect("JSON");
-    assert!(stats["MemUsage"].as_str().is_some_and(|usage| !usage.starts_with("0B")), "{stats}");
+    match &Docker::controllers_in_its_way()[..] {
+        [] => assert!(stats["MemUsage"].as_str().is_some_and(|usage| !usage.starts_with("0B")), "{stats}"),
+        left => skip(
+            "docker-life (statistics)",
+            &format!("hierarchies of this host are mounted nowhere: {left:?}"),
+        ),
+    }
 
     docker.line("pause box").expect_code(0);
     assert_eq!(docker.inspect("box", "{{.State.Status}}"), "paused");
