@@ -188,10 +188,18 @@ impl Machine {
     }
 
     /// Waits until the probe has reported `text`.
+    ///
+    /// # Panics
+    ///
+    /// When the machine ends before, or it takes too long.
     #[track_caller]
-    pub fn wait_for_report(&self, text: &str) {
+    pub fn wait_for_report(&mut self, text: &str) {
         let deadline = Instant::now() + patience();
         while !self.report().contains(text) {
+            if !self.process.running() && !self.report().contains(text) {
+                let report = self.report();
+                panic!("the machine ended before {text:?} was reported: {report:?}, {:?}", self.event());
+            }
             assert!(Instant::now() < deadline, "{text:?} was not reported: {:?}", self.report());
             std::thread::sleep(POLL);
         }

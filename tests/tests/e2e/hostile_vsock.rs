@@ -197,7 +197,7 @@ fn packets_that_make_no_sense_end_connections_and_not_the_device() {
     guest.send(&[hello.bytes(), b"hello\n".to_vec()].concat());
     guest.script.say("sent\n");
     guest.script.halt();
-    let (machine, _listener) = guest.start();
+    let (mut machine, _listener) = guest.start();
     bare::wait_for(&machine, "sent\n");
     machine.wait_for_report("hello\n");
 }

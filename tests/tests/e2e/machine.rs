@@ -18,7 +18,7 @@ use sandbox_vmm_api::{
 
 /// Tells the probe something and waits for its answer, which must not be a failure.
 #[track_caller]
-fn ask(machine: &Machine, order: &str) -> String {
+fn ask(machine: &mut Machine, order: &str) -> String {
     machine.tell(order);
     let start = format!("{order}: ");
     machine.wait_for_report(&start);
@@ -83,8 +83,8 @@ fn a_panic_without_a_vsock_device_is_a_panic_too() {
 #[test]
 fn a_machine_has_the_cpus_it_was_given() {
     for vcpus in [1, 2, 4] {
-        let machine = waiting(|config, _| config.vcpus = vcpus);
-        assert_eq!(ask(&machine, "cpus"), vcpus.to_string());
+        let mut machine = waiting(|config, _| config.vcpus = vcpus);
+        assert_eq!(ask(&mut machine, "cpus"), vcpus.to_string());
     }
 }
 
@@ -105,7 +105,7 @@ fn posing_image() -> Vec<u8> {
 #[test]
 fn disks_are_read_and_written_and_read_only_is_read_only() {
     const BYTES: usize = 20 << 20;
-    let machine = waiting(|config, at| {
+    let mut machine = waiting(|config, at| {
         for (name, read_only) in [("fixed", true), ("free", false)] {
             let path = at.join(name);
             fs::write(&path, sequence(BYTES)).unwrap();
@@ -117,12 +117,12 @@ fn disks_are_read_and_written_and_read_only_is_read_only() {
     });
     let mut posing = Checksum::default();
     posing.add(&posing_image());
-    assert_eq!(ask(&machine, "read-disk vdc"), format!("{posing} ro=0"), "its format is raw");
-    assert_eq!(ask(&machine, "read-disk vda"), format!("{} ro=1", checksum_of(BYTES)));
-    assert_eq!(ask(&machine, "read-disk vdb"), format!("{} ro=0", checksum_of(BYTES)));
-    assert!(ask(&machine, "write-disk vda 4096").contains("FAILED"));
+    assert_eq!(ask(&mut machine, "read-disk vdc"), format!("{posing} ro=0"), "its format is raw");
+    assert_eq!(ask(&mut machine, "read-disk vda"), format!("{} ro=1", checksum_of(BYTES)));
+    assert_eq!(ask(&mut machine, "read-disk vdb"), format!("{} ro=0", checksum_of(BYTES)));
+    assert!(ask(&mut machine, "write-disk vda 4096").contains("FAILED"));
     fs::write(machine.plan.directory.path().join("free"), vec![0; BYTES]).unwrap();
-    assert_eq!(ask(&machine, &format!("write-disk vdb {BYTES}")), "written");
+    assert_eq!(ask(&mut machine, &format!("write-disk vdb {BYTES}")), "written");
     let free = fs::read(machine.plan.directory.path().join("free")).unwrap();
     assert!(free == sequence(BYTES), "what the guest wrote and synced is in the file");
     let fixed = fs::read(machine.plan.directory.path().join("fixed")).unwrap();
@@ -140,10 +140,10 @@ fn a_network_interface_carries_datagrams_both_ways() {
             let _ = echo.send_to(&buffer[..n], from);
         }
     });
-    let machine = waiting(|config, _| {
+    let mut machine = waiting(|config, _| {
         config.nets.push(NetConfig { tap: TapSource::Name(tap.0.clone()), mac: "02:00:00:00:00:07".into() });
     });
-    assert_eq!(ask(&machine, &format!("net 198.18.7.2 198.18.7.1:{port}")), "echoed");
+    assert_eq!(ask(&mut machine, &format!("net 198.18.7.2 198.18.7.1:{port}")), "echoed");
     let neighbours = Command::new("ip").args(["neigh", "show", "dev", &tap.0]).output().unwrap();
     let neighbours = String::from_utf8_lossy(&neighbours.stdout).into_owned();
     assert!(neighbours.contains("02:00:00:00:00:07"), "the guest has the address it was given: {neighbours}");
@@ -174,22 +174,22 @@ impl Drop for Tap {
 
 #[test]
 fn the_guest_has_a_random_number_device() {
-    let machine = waiting(|_, _| {});
-    let answer = ask(&machine, "random");
+    let mut machine = waiting(|_, _| {});
+    let answer = ask(&mut machine, "random");
     assert!(answer.starts_with("virtio") && answer.ends_with("random"), "{answer}");
 }
 
 #[test]
 fn a_balloon_gives_memory_back_that_the_guest_freed() {
     const MIB: u64 = 1 << 20;
-    let machine = waiting(|config, _| {
+    let mut machine = waiting(|config, _| {
         config.memory_mib = 512;
         config.balloon = true;
     });
-    ask(&machine, "allocate 300");
+    ask(&mut machine, "allocate 300");
     let full = machine.statistics().memory_resident_bytes;
     assert!(full > 300 * MIB, "{} MiB are resident", full / MIB);
-    ask(&machine, "free");
+    ask(&mut machine, "free");
     let deadline = Instant::now() + patience();
     while machine.statistics().memory_resident_bytes > full - 200 * MIB {
         let now = machine.statistics();
@@ -204,13 +204,13 @@ fn a_balloon_gives_memory_back_that_the_guest_freed() {
     if on_kvm() {
         assert!(machine.statistics().memory_reported_bytes > 200 * MIB, "{:?}", machine.statistics());
     }
-    assert_eq!(ask(&machine, "allocate 300"), "done");
+    assert_eq!(ask(&mut machine, "allocate 300"), "done");
 }
 
 #[test]
 fn there_is_a_serial_console_only_when_asked_for() {
-    let with = waiting(|config, at| config.console = Some(at.join("console")));
-    assert_eq!(ask(&with, "print on-the-console"), "done");
+    let mut with = waiting(|config, at| config.console = Some(at.join("console")));
+    assert_eq!(ask(&mut with, "print on-the-console"), "done");
     let console = with.plan.directory.path().join("console");
     let deadline = Instant::now() + patience();
     while !fs::read_to_string(&console).unwrap_or_default().contains("on-the-console") {
@@ -218,13 +218,13 @@ fn there_is_a_serial_console_only_when_asked_for() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(fs::read_to_string(&console).unwrap().contains("Linux version"));
-    let without = waiting(|_, _| {});
-    assert_eq!(ask(&without, "ports"), "[ff, ff]");
+    let mut without = waiting(|_, _| {});
+    assert_eq!(ask(&mut without, "ports"), "[ff, ff]");
 }
 
 #[test]
 fn the_share_shows_its_entries_and_read_only_holds_on_the_host() {
-    let machine = waiting(|config, at| {
+    let mut machine = waiting(|config, at| {
         for (name, read_only) in [("fixed", true), ("free", false)] {
             let source = at.join(name);
             fs::create_dir_all(source.join("directory")).unwrap();
@@ -237,21 +237,21 @@ fn the_share_shows_its_entries_and_read_only_holds_on_the_host() {
             });
         }
     });
-    assert_eq!(ask(&machine, "mount-share"), "done");
-    assert_eq!(ask(&machine, "try-writes /mnt/top/fixed"), "all refused");
-    let through = ask(&machine, "try-writes /mnt/top/free");
+    assert_eq!(ask(&mut machine, "mount-share"), "done");
+    assert_eq!(ask(&mut machine, "try-writes /mnt/top/fixed"), "all refused");
+    let through = ask(&mut machine, "try-writes /mnt/top/free");
     assert!(
         through.contains("FAILED") && through.contains("create") && through.contains("unlink"),
         "{through}"
     );
-    let made_outside = ask(&machine, "try-writes /mnt");
+    let made_outside = ask(&mut machine, "try-writes /mnt");
     assert!(!made_outside.contains("create") && !made_outside.contains("mkdir"), "{made_outside}");
     assert_eq!(fs::read_to_string(machine.plan.directory.path().join("fixed/file")).unwrap(), "content");
 }
 
 #[test]
 fn the_control_socket_tells_holds_and_resumes() {
-    let machine = waiting(|_, _| {});
+    let mut machine = waiting(|_, _| {});
     let state = |machine: &Machine| match machine.control(ControlRequest::State) {
         ControlReply::State { state, .. } => state,
         other => panic!("not a state: {other:?}"),
@@ -288,9 +288,9 @@ fn the_control_socket_answers_nonsense_with_an_error() {
 
 #[test]
 fn statistics_count_what_the_machine_does() {
-    let machine = waiting(|_, _| {});
+    let mut machine = waiting(|_, _| {});
     let before = machine.statistics();
-    ask(&machine, "random");
+    ask(&mut machine, "random");
     let after = machine.statistics();
     assert!(before.memory_resident_bytes > 1 << 20, "{before:?}");
     if on_kvm() {
@@ -353,7 +353,7 @@ fn entry(path: &str, source: &str) -> ShareEntry {
 #[test]
 fn host_programs_reach_guest_ports_and_refused_ones_are_closed() {
     use std::io::{Read, Write};
-    let machine = waiting(|_, _| {});
+    let mut machine = waiting(|_, _| {});
     let mut connection = UnixStream::connect(machine.vsock()).unwrap();
     connection.set_read_timeout(Some(patience())).unwrap();
     connection.write_all(b"CONNECT 77\n").unwrap();
@@ -367,5 +367,5 @@ fn host_programs_reach_guest_ports_and_refused_ones_are_closed() {
     // The machine closes it, by an end or by a reset.
     let _ = nonsense.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"OK"));
-    assert_eq!(ask(&machine, "cpus"), "1");
+    assert_eq!(ask(&mut machine, "cpus"), "1");
 }
