@@ -1,11 +1,12 @@
 //! The bundle's files: untouched by default, written through with `--persist`, read-only where it is said.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sandbox_tests::{Sandbox, sandbox};
+use serde_json::json;
 
 #[test]
 fn by_default_the_bundle_stays_as_it_was() {
@@ -50,6 +51,47 @@ fn programs_find_every_file_semantic_on_a_bind_mount() {
     let sandbox = sandbox("bind");
     let source = made(&sandbox, "source");
     check_files(sandbox.mount("/data", "bind", source, &["rbind", "rw"]), "/data");
+}
+
+/// A page of memory has one program first and another then: an emulator that keeps what it translated of the first has
+/// to be made to notice.
+#[test]
+fn a_program_in_the_memory_of_another_is_not_taken_for_it() {
+    const EACH: usize = 200;
+    let sandbox = sandbox("recycled").config(|config| config["linux"]["readonlyPaths"] = json!([]));
+    for (code, name) in [(1, "one"), (2, "two")] {
+        for count in 0..EACH {
+            let path = sandbox.bundle.root(&format!("bin/{name}-{count}"));
+            fs::write(&path, program_that_ends_with(code)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+    let script = "for code in 1 2; do
+            for program in /bin/$1-*; do $program; [ $? = $code ] || echo $program; done
+            echo 3 >/proc/sys/vm/drop_caches; shift
+        done";
+    sandbox.run(["sh", "-c", script, "sh", "one", "two"]).expect_stdout("");
+}
+
+/// The smallest ELF program, in two whole pages of which the first is executed.
+fn program_that_ends_with(code: u8) -> Vec<u8> {
+    const ADDRESS: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    const BYTES: u64 = 8192;
+    // mov edi, code; mov eax, 231 (exit_group); syscall
+    let instructions = [0xbf, code, 0, 0, 0, 0xb8, 231, 0, 0, 0, 0x0f, 0x05];
+    // elf(5): e_ident, ET_EXEC for EM_X86_64, e_entry, one program header after this one.
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    for value in [ADDRESS + HEADERS, 64, 0] {
+        file.extend(value.to_le_bytes());
+    }
+    file.extend([0u16, 0, 64, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    // PT_LOAD, readable and executable: offset, addresses, sizes, alignment.
+    file.extend([1u32, 5].map(u32::to_le_bytes).concat());
+    file.extend([0, ADDRESS, ADDRESS, BYTES, BYTES, 4096].map(u64::to_le_bytes).concat());
+    file.extend(instructions);
+    file.resize(BYTES as usize, 0);
+    file
 }
 
 /// What the checks need: changing owners and modes of any file, and making special files.
