@@ -104,7 +104,10 @@ fn root_of(config: &Config) -> PathBuf {
     config.root.clone().unwrap_or_else(default_root)
 }
 
+// The arguments of a command are put together only where it is the one that was given: that of all of them takes longer
+// than most commands.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run a bundle and wait for its end
     Run(Box<run::Args>),
