@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use rustix::fs::FileType;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -121,6 +122,15 @@ pub fn copy_of(stream: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(stream, FIRST_FREE)?)
 }
 
+/// Whether a descriptor is of `/dev/null`.
+pub fn is_null(descriptor: &OwnedFd) -> bool {
+    const NULL: (u32, u32) = (1, 3);
+    rustix::fs::fstat(descriptor).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == NULL
+    })
+}
+
 /// Lets go of our standard streams, which somebody may wait for the end of.
 pub fn drop_standard_streams() -> io::Result<()> {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
@@ -176,6 +186,14 @@ mod tests {
         let listed = String::from_utf8(output.stdout).unwrap();
         // The shell itself opens the directory that it lists, and its script at 10 or above.
         assert!(listed.lines().all(|fd| matches!(fd.parse(), Ok(0..=3 | 9..))), "{listed}");
+    }
+
+    #[test]
+    fn null_is_known_whatever_it_is_called() {
+        let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let null = open("/dev/null");
+        assert!(is_null(&null) && is_null(&open(&format!("/proc/self/fd/{}", null.as_raw_fd()))));
+        assert!(!is_null(&open("/dev/zero")) && !is_null(&open("/dev")) && !is_null(&open("/etc/passwd")));
     }
 
     #[test]

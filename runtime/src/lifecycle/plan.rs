@@ -116,6 +116,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
             spec,
             root,
             user: bundle.user().map(str::to_owned),
+            // The monitor, which has them, knows better.
             streams: Streams { stdin: true, stdout: true, stderr: true },
             joined,
             devices: Vec::new(),

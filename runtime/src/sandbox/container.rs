@@ -135,10 +135,11 @@ impl Container {
         sandbox: Option<SandboxId>,
         sender: Sender,
     ) -> Result<Self, Error> {
-        let Claimed { serial, plan, listening, directory } = claimed;
+        let Claimed { serial, mut plan, listening, directory } = claimed;
         let record = plan.record(sandbox);
         directory.write(&record)?;
         let streams = Streams::expect(serial, "", plan.has_terminal(), ends, sender);
+        plan.create.streams = streams.wanted();
         Ok(Self {
             serial,
             plan,

@@ -56,7 +56,7 @@ impl Execs {
             container: container.into(),
             process: name.clone(),
             spec: *process,
-            streams: sandbox_protocol::Streams { stdin: true, stdout: true, stderr: true },
+            streams: streams.wanted(),
         };
         self.0.insert(name, Running { streams, asker, exit: None });
         Ok(exec)

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox_protocol::Stream;
+use sandbox_protocol::{Stream, Streams as Wanted};
 
 use super::container::Serial;
 use super::{Error, Event, Sender};
@@ -49,7 +49,9 @@ impl Ends {
     }
 }
 
-/// The streams of one process. Dropped after the machine is gone, it lets what has come out of it be delivered.
+/// The streams of one process. One that is `/dev/null` here is that of the guest there: nothing of it is carried.
+///
+/// Dropped after the machine is gone, it lets what has come out of it be delivered.
 #[derive(Debug)]
 pub struct Streams {
     container: Serial,
@@ -70,12 +72,24 @@ enum State {
 impl Streams {
     /// Expects the streams of a container's process; an empty name is its first.
     pub fn expect(container: Serial, process: &str, terminal: bool, ends: Ends, sender: Sender) -> Self {
-        let streams: &[Stream] = match terminal {
-            true => &[Stream::Terminal],
-            false => &[Stream::Stdin, Stream::Stdout, Stream::Stderr],
+        let carried = |end: &Option<OwnedFd>| !end.as_ref().is_some_and(descriptor::is_null);
+        let streams = match terminal {
+            true => vec![(Stream::Terminal, true)],
+            false => vec![
+                (Stream::Stdin, carried(&ends.stdin)),
+                (Stream::Stdout, carried(&ends.stdout)),
+                (Stream::Stderr, carried(&ends.stderr)),
+            ],
         };
-        let states = streams.iter().map(|stream| (*stream, State::Expected)).collect();
+        let carried = streams.into_iter().filter(|(_, carried)| *carried);
+        let states = carried.map(|(stream, _)| (stream, State::Expected)).collect();
         Self { container, process: process.into(), states, ends, sender }
+    }
+
+    /// Those that the agent is to dial for.
+    pub fn wanted(&self) -> Wanted {
+        let has = |stream| self.states.contains_key(&stream);
+        Wanted { stdin: has(Stream::Stdin), stdout: has(Stream::Stdout), stderr: has(Stream::Stderr) }
     }
 
     /// Takes a connection of the guest. `false`: it is not expected, and was closed.

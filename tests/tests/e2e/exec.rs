@@ -44,6 +44,10 @@ fn its_exit_code_and_its_streams_are_its_own() {
     let mut sort = Process::spawn(&mut sandbox.exec_command(&[], ["sort"]));
     sort.write(b"b\na\n");
     sort.wait().expect_stdout("a\nb\n");
+    // What is nothing outside is nothing inside.
+    let mut null = sandbox.exec_command(&[], ["stat", "-L", "-c", "%F %t:%T", "/proc/self/fd/0"]);
+    let output = null.stdin(std::process::Stdio::null()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "character special file 1:3\n");
     // Many bytes, none lost, and no process of the container's is in another's way.
     let outcome = sandbox.exec(&[], ["seq", "1", "200000"]).expect_code(0);
     assert_eq!(outcome.out().lines().count(), 200_000);
