@@ -17,7 +17,7 @@ const HEADER_BYTES: usize = 4;
 /// A host that leaves this much unread is taken for dead.
 const MAX_UNSENT_BYTES: usize = 8 << 20;
 
-/// The bytes asked of the socket at once.
+/// The least room for what is read at once.
 const READ_BYTES: usize = 64 << 10;
 
 /// Why the control connection is of no more use. Each of them ends the guest.
@@ -89,11 +89,12 @@ impl Control {
     /// Reads what has come and returns the whole requests in it.
     pub fn receive(&mut self) -> Result<Vec<Request>, ControlError> {
         let mut requests = Vec::new();
-        let mut buffer = vec![0; READ_BYTES];
         loop {
-            match rustix::io::read(&self.socket, &mut buffer) {
+            // Not cleared: pages that a child has a copy of cost a fault each.
+            self.incoming.reserve(READ_BYTES);
+            match rustix::io::read(&self.socket, rustix::buffer::spare_capacity(&mut self.incoming)) {
                 Ok(0) => return Err(ControlError::Closed),
-                Ok(n) => self.incoming.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+                Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return Ok(requests),
                 Err(e) => return Err(io::Error::from(e).into()),

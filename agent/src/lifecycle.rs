@@ -51,6 +51,16 @@ impl Agent {
         created.map_or(Ok(()), |request| self.reply(request, Outcome::Done))
     }
 
+    /// A process does not wait for a word: it executes its program as soon as it can.
+    pub(crate) fn run_unheld(&mut self, serial: Serial, carried: Carried) -> Result<(), ServeError> {
+        if let Some(process) = self.processes.get_mut(&serial)
+            && let Stage::SettingUp { request, .. } = process.stage
+        {
+            process.stage = Stage::Starting { request };
+        }
+        self.carry(serial, carried)
+    }
+
     fn carry(&mut self, serial: Serial, carried: Carried) -> Result<(), ServeError> {
         let mut numbers = (Vec::new(), Vec::new());
         for pump in carried.inputs {

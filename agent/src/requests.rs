@@ -16,7 +16,7 @@ use crate::forget;
 use crate::network::{self, Standby};
 use crate::process::{Process, Role, Serial, Stage};
 use crate::serve::{Agent, Flow, ServeError};
-use crate::stdio::{self, AgentStdio, Owner};
+use crate::stdio::{self, Connected, Owner};
 
 /// The most containers of a guest.
 const MAX_CONTAINERS: usize = 256;
@@ -100,20 +100,24 @@ impl Agent {
         let secret = self.stream_secret.clone();
         let owner = Owner { container: &create.container, process: "", secret: &secret };
         let terminal = process.terminal().unwrap_or(false);
-        let (child, agent) = stdio::prepare(terminal, create.streams).map_err(other)?;
+        let (child, agent) = stdio::prepare(terminal, create.streams, &self.dialer).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
-        let spawned = container::delegate(&create.spec, namespaces, &cgroup)
-            .and_then(|()| container::spawn_init(&create, namespaces, &shared, &cgroup, child));
-        let spawned = match spawned {
+        let spawned = agent.connect(owner).map_err(other).and_then(|connected| {
+            container::delegate(&create.spec, namespaces, &cgroup)
+                .and_then(|()| container::spawn_init(&create, namespaces, &shared, &cgroup, child))
+                .map(|spawned| (spawned, connected))
+                .map_err(other)
+        });
+        let (spawned, connected) = match spawned {
             Ok(spawned) => spawned,
-            Err(error) => {
+            Err(failure) => {
                 // Empty, and nobody would ask for its removal.
                 let _ = cgroup.remove();
-                return Err(other(error));
+                return Err(failure);
             }
         };
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
-        self.connect(serial, agent, owner);
+        self.hold(serial, connected);
         let name = create.container.clone();
         self.containers.insert(name, Container::new(create, devices, namespaces, cgroup, serial));
         Ok(())
@@ -155,21 +159,22 @@ impl Agent {
         let secret = self.stream_secret.clone();
         let owner = Owner { container: &exec.container, process: &exec.process, secret: &secret };
         let terminal = exec.spec.terminal().unwrap_or(false);
-        let (child, agent) = stdio::prepare(terminal, exec.streams).map_err(other)?;
+        let (child, agent) = stdio::prepare(terminal, exec.streams, &self.dialer).map_err(other)?;
+        let connected = agent.connect(owner).map_err(other)?;
         let spawned = container::spawn_exec(container, init, &exec.spec, child).map_err(other)?;
         let oom_kills = container.cgroup.oom_kills();
         let serial = self.adopt(owner, Role::Exec, request, spawned, oom_kills)?;
-        self.connect(serial, agent, owner);
+        match connected {
+            Connected::Terminal(_) => self.hold(serial, connected),
+            Connected::Pumps(carried) => self.run_unheld(serial, carried).map_err(other)?,
+        }
         Ok(())
     }
 
-    /// Dials the host for the streams of a process, while the process sets itself up.
-    fn connect(&mut self, serial: Serial, stdio: AgentStdio, owner: Owner<'_>) {
-        let connected = stdio.connect(&self.dialer, owner);
-        let Some(process) = self.processes.get_mut(&serial) else { return };
-        match connected {
-            Ok(connected) => process.stdio = Some(connected),
-            Err(e) => process.give_up(other(e)),
+    /// A process waits for the word before it executes its program; its streams are carried from then on.
+    fn hold(&mut self, serial: Serial, connected: Connected) {
+        if let Some(process) = self.processes.get_mut(&serial) {
+            process.stdio = Some(connected);
         }
     }
 

@@ -7,7 +7,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_protocol::frame::{self, FrameError};
 use sandbox_protocol::{MAX_STREAM_HELLO_BYTES, STREAM_PORT, Stream, StreamHello, Streams};
 
-use crate::dial::{DialError, Dialer};
+use crate::dial::{DialError, Dialer, Dialling};
 use crate::stream::{Pump, Sink};
 
 /// Why a stream could not be set up.
@@ -33,20 +33,13 @@ pub enum ChildStdio {
     Files([OwnedFd; 3]),
 }
 
-/// The agent's ends, which are not connected to the host yet.
+/// The agent's ends, for which the host has been dialled.
 #[derive(Debug)]
 pub enum AgentStdio {
     /// A terminal, whose master is yet to come from the process.
-    Terminal,
+    Terminal(Dialling),
     /// The other ends of the pipes, for the streams that the host wants.
-    Pipes {
-        /// To standard input.
-        stdin: Option<OwnedFd>,
-        /// From standard output.
-        stdout: Option<OwnedFd>,
-        /// From standard error.
-        stderr: Option<OwnedFd>,
-    },
+    Pipes(Vec<(Stream, Dialling, OwnedFd)>),
 }
 
 /// What the agent carries.
@@ -78,19 +71,31 @@ pub struct Owner<'a> {
     pub secret: &'a str,
 }
 
-/// Makes both sides' ends: of one terminal, or of a pipe for each stream that the host wants.
-pub fn prepare(terminal: bool, wanted: Streams) -> Result<(ChildStdio, AgentStdio), StdioError> {
+/// Makes both sides' ends: of one terminal, or of a pipe for each stream that the host wants. The host is dialled for
+/// each; it answers to all of them while the process is made.
+pub fn prepare(
+    terminal: bool,
+    wanted: Streams,
+    dialer: &Dialer,
+) -> Result<(ChildStdio, AgentStdio), StdioError> {
+    let dial = || dialer.begin(STREAM_PORT);
     if terminal {
-        return Ok((ChildStdio::Terminal, AgentStdio::Terminal));
+        return Ok((ChildStdio::Terminal, AgentStdio::Terminal(dial()?)));
     }
     let (stdin_read, stdin_write) = ends(wanted.stdin)?;
     let (stdout_read, stdout_write) = ends(wanted.stdout)?;
     let (stderr_read, stderr_write) = ends(wanted.stderr)?;
     let or_null = |end: Option<OwnedFd>| end.map_or_else(null, Ok);
-    Ok((
-        ChildStdio::Files([or_null(stdin_read)?, or_null(stdout_write)?, or_null(stderr_write)?]),
-        AgentStdio::Pipes { stdin: stdin_write, stdout: stdout_read, stderr: stderr_read },
-    ))
+    let child = ChildStdio::Files([or_null(stdin_read)?, or_null(stdout_write)?, or_null(stderr_write)?]);
+    let mut agent = Vec::new();
+    for (stream, end) in
+        [(Stream::Stdin, stdin_write), (Stream::Stdout, stdout_read), (Stream::Stderr, stderr_read)]
+    {
+        if let Some(end) = end {
+            agent.push((stream, dial()?, end));
+        }
+    }
+    Ok((child, AgentStdio::Pipes(agent)))
 }
 
 /// The reading and the writing end of a pipe, or none.
@@ -103,20 +108,19 @@ fn ends(wanted: bool) -> Result<(Option<OwnedFd>, Option<OwnedFd>), StdioError> 
 }
 
 impl AgentStdio {
-    /// Dials the host once for each stream.
-    pub fn connect(self, dialer: &Dialer, owner: Owner<'_>) -> Result<Connected, StdioError> {
+    /// Waits for the host, and tells it which stream each connection is for.
+    pub fn connect(self, owner: Owner<'_>) -> Result<Connected, StdioError> {
         match self {
-            Self::Terminal => Ok(Connected::Terminal(dial(dialer, owner, Stream::Terminal)?)),
-            Self::Pipes { stdin, stdout, stderr } => {
+            Self::Terminal(dialling) => {
+                Ok(Connected::Terminal(introduce(dialling, owner, Stream::Terminal)?))
+            }
+            Self::Pipes(pipes) => {
                 let mut carried = Carried::default();
-                if let Some(write) = stdin {
-                    let connection = dial(dialer, owner, Stream::Stdin)?;
-                    carried.inputs.push(Pump::new(connection, write, Sink::File)?);
-                }
-                for (read, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
-                    if let Some(read) = read {
-                        let connection = dial(dialer, owner, stream)?;
-                        carried.outputs.push(Pump::new(read, connection, Sink::Connection)?);
+                for (stream, dialling, end) in pipes {
+                    let connection = introduce(dialling, owner, stream)?;
+                    match stream {
+                        Stream::Stdin => carried.inputs.push(Pump::new(connection, end, Sink::File)?),
+                        _ => carried.outputs.push(Pump::new(end, connection, Sink::Connection)?),
                     }
                 }
                 Ok(Connected::Pumps(carried))
@@ -143,7 +147,11 @@ pub fn carry_both_ways(connection: OwnedFd, inside: &OwnedFd, kind: Sink) -> Res
 
 /// Dials the host for a stream, and says which it is.
 pub fn dial(dialer: &Dialer, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
-    let connection = dialer.dial(STREAM_PORT)?;
+    introduce(dialer.begin(STREAM_PORT)?, owner, stream)
+}
+
+fn introduce(dialling: Dialling, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
+    let connection = dialling.finish()?;
     let hello = StreamHello {
         container: owner.container.to_owned(),
         process: owner.process.to_owned(),

@@ -1,9 +1,9 @@
 //! The line between the agent and a child that sets itself up.
 //!
-//! A pair of sockets that keep message borders. The child first waits for one byte, until the agent has given it
-//! its rights and ids. It sends [`Said::Ready`] when it is about to execute its program and waits for another; or it
-//! sends [`Said::Failed`] and ends. Its end is closed on exec, so the end of the line means that the program runs, or
-//! that the child is gone.
+//! A pair of sockets that keep message borders. The first process of a container first waits for one byte, until the
+//! agent has given it its rights and ids. A child that is held sends [`Said::Ready`] when it is about to execute its
+//! program and waits for a byte; one that fails sends [`Said::Failed`] and ends. Its end is closed on exec, so the end of
+//! the line means that the program runs, or that the child is gone.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,10 +52,11 @@ pub fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
 
 /// Hears one message, on the agent's side.
 pub fn hear(channel: &OwnedFd) -> Heard {
-    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-    match recv(channel, &mut *buffer, RecvFlags::empty()) {
+    // Not cleared: pages that a child has a copy of cost a fault each.
+    let mut message = Vec::with_capacity(MAX_MESSAGE_BYTES);
+    match recv(channel, rustix::buffer::spare_capacity(&mut message), RecvFlags::empty()) {
         Ok((0, _)) => Heard::End,
-        Ok((n, _)) => match serde_json::from_slice(buffer.get(..n).unwrap_or_default()) {
+        Ok(_) => match serde_json::from_slice(&message) {
             Ok(Said::Ready { terminal }) => Heard::Ready { terminal },
             Ok(Said::Failed(failure)) => Heard::Failed(failure),
             Err(_) => Heard::Nothing,

@@ -62,7 +62,8 @@ fn set_up<'a>(
     let hooks =
         StartHooks::of(spec, &create.container).map_err(SetupError::step("prepare hooks.startContainer"))?;
     rootfs::enter(spec, &root)?;
-    Ok(Workload { process, linux: spec.linux().as_ref(), user: create.user.as_deref(), terminal, hooks })
+    let (linux, user) = (spec.linux().as_ref(), create.user.as_deref());
+    Ok(Workload { process, linux, user, terminal, held: true, hooks })
 }
 
 /// A session of its own, with nothing of the agent's signals; modes are as they are asked for.

@@ -1,6 +1,8 @@
 //! One more process of a running container, from its clone to its program.
 //!
-//! It is born into the container's cgroup and pid namespace and joins the others by the first process's pidfd.
+//! It is born into the container's cgroup and pid namespace and joins the others by the first process's pidfd. Its
+//! streams are connected by then, so nothing is waited for: while it lives as a copy of the agent, each page that either
+//! writes to is copied, and while the agent waits, it writes to none.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,6 +14,7 @@ use super::beneath::Root;
 use super::channel;
 use super::init::begin_session;
 use super::namespaces::Namespaces;
+use super::rights;
 use super::scheduling;
 use super::setup::SetupError;
 use super::terminal::Terminal;
@@ -28,10 +31,7 @@ pub fn run(
     channel: &OwnedFd,
     stdio: &ChildStdio,
 ) -> ! {
-    let set_up = channel::wait_for_word(channel)
-        .map_err(SetupError::step("wait for the agent"))
-        .and_then(|()| set_up(spec, process, namespaces, init));
-    let error = match set_up {
+    let error = match set_up(spec, process, namespaces, init) {
         Ok(workload) => workload.run(channel, stdio),
         Err(e) => e,
     };
@@ -47,6 +47,7 @@ fn set_up<'a>(
     init: &OwnedFd,
 ) -> Result<Workload<'a>, SetupError> {
     begin_session()?;
+    rights::give(None, process)?;
     scheduling::take_final_cpus(process.exec_cpu_affinity().as_ref())?;
     let kinds = ThreadNameSpaceType::from_bits_retain(namespaces.join_flags() as u32);
     rustix::thread::move_into_thread_name_spaces(init.as_fd(), kinds)
@@ -58,7 +59,9 @@ fn set_up<'a>(
         Some(true) => Some(Terminal::open(&own_root()?, process)?),
         _ => None,
     };
-    Ok(Workload { process, linux: spec.linux().as_ref(), user: None, terminal, hooks: None })
+    // The master of its terminal is fetched from it.
+    let held = terminal.is_some();
+    Ok(Workload { process, linux: spec.linux().as_ref(), user: None, terminal, held, hooks: None })
 }
 
 fn own_root() -> Result<Root, SetupError> {

@@ -248,7 +248,7 @@ pub fn spawn_exec(
     born_on.leave();
     born_into.leave()?;
     match cloned.map_err(SpawnError::Clone)? {
-        Cloned::Parent { pid, pidfd } => raise(Spawned { pid, pidfd, channel: agent_end }, process, None),
+        Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, channel: agent_end }),
         Cloned::Child => Err(SpawnError::Clone(io::ErrorKind::Other.into())),
     }
 }
@@ -259,7 +259,7 @@ fn raise(
     process: &OciProcess,
     user: Option<UserNamespace<'_>>,
 ) -> Result<Spawned, SpawnError> {
-    let given = rights::give(child.pid, process).map_err(SpawnError::from).and_then(|()| {
+    let given = rights::give(Some(child.pid), process).map_err(SpawnError::from).and_then(|()| {
         user.map_or(Ok(()), |user| user.map(child.pid))?;
         channel::let_go(&child.channel).map_err(SpawnError::Word)
     });

@@ -1,5 +1,5 @@
-//! What only the guest's root may do for a process, done by the agent from outside, where the process may be root
-//! of no more than its own user namespace.
+//! What only the guest's root may do for a process: done by the agent from outside for one that is born into a user
+//! namespace, and by any other for itself, before it enters one.
 
 use oci_spec::runtime::Process;
 use rustix::process::Pid;
@@ -26,10 +26,11 @@ pub enum RightsError {
     Scheduling(#[from] SchedulingError),
 }
 
-/// Gives a child that has just been cloned what it could not take itself.
-pub fn give(child: Pid, process: &Process) -> Result<(), RightsError> {
+/// Gives a child that has just been cloned, or this process, what it could not take later.
+pub fn give(child: Option<Pid>, process: &Process) -> Result<(), RightsError> {
     if let Some(score) = process.oom_score_adj() {
-        std::fs::write(format!("/proc/{}/oom_score_adj", child.as_raw_nonzero()), score.to_string())
+        let of = child.map_or("self".to_owned(), |child| child.as_raw_nonzero().to_string());
+        std::fs::write(format!("/proc/{of}/oom_score_adj"), score.to_string())
             .map_err(|source| RightsError::OomScore { score, source })?;
     }
     rlimits::make_room(child, process.rlimits().as_deref().unwrap_or_default())?;

@@ -26,9 +26,9 @@ pub fn set(limits: &[PosixRlimit]) -> Result<(), RlimitError> {
     Ok(())
 }
 
-/// Raises what hard limits of a child are lower than it wants, and leaves the rest to it: with its final limits it
+/// Raises what hard limits of a child, or of this process, are lower than it wants, and leaves the rest to it: with its final limits it
 /// might not be able to set itself up.
-pub fn make_room(child: Pid, limits: &[PosixRlimit]) -> Result<(), RlimitError> {
+pub fn make_room(child: Option<Pid>, limits: &[PosixRlimit]) -> Result<(), RlimitError> {
     for limit in limits {
         let (kind, soft, hard) = (limit.typ(), limit.soft(), limit.hard());
         let failed = |source| RlimitError { kind, soft, hard, source };
@@ -43,7 +43,7 @@ pub fn make_room(child: Pid, limits: &[PosixRlimit]) -> Result<(), RlimitError> 
 }
 
 fn prlimit(
-    process: Pid,
+    process: Option<Pid>,
     kind: Type,
     new: Option<&libc::rlimit>,
     old: Option<&mut libc::rlimit>,
@@ -51,7 +51,7 @@ fn prlimit(
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
     let old = old.map_or(std::ptr::null_mut(), std::ptr::from_mut);
     // SAFETY: each pointer is null or points to a valid structure that outlives the call.
-    let done = unsafe { libc::prlimit(process.as_raw_nonzero().get(), number(kind), new, old) };
+    let done = unsafe { libc::prlimit(Pid::as_raw(process), number(kind), new, old) };
     if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 

@@ -30,8 +30,8 @@ pub enum SchedulingError {
     },
 }
 
-/// Sets the priorities of a child, which its program keeps.
-pub fn apply(child: Pid, process: &Process) -> Result<(), SchedulingError> {
+/// Sets the priorities of a child, or of this process, which its program keeps.
+pub fn apply(child: Option<Pid>, process: &Process) -> Result<(), SchedulingError> {
     if let Some(priority) = process.io_priority() {
         set_io_priority(child, priority)?;
     }
@@ -103,23 +103,20 @@ fn flag_bit(flag: Flag) -> u64 {
     }
 }
 
-fn set_scheduler(child: Pid, scheduler: &Scheduler) -> Result<(), SchedulingError> {
+fn set_scheduler(child: Option<Pid>, scheduler: &Scheduler) -> Result<(), SchedulingError> {
     let attributes = Attributes::of(scheduler);
     // SAFETY: the structure is valid, says its own size, and is only read.
-    let set = unsafe {
-        libc::syscall(libc::SYS_sched_setattr, child.as_raw_nonzero().get(), &raw const attributes, 0)
-    };
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, Pid::as_raw(child), &raw const attributes, 0) };
     outcome(set, "process.scheduler", || scheduler.policy().to_string())
 }
 
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_SHIFT: i64 = 13;
 
-fn set_io_priority(child: Pid, wanted: &LinuxIOPriority) -> Result<(), SchedulingError> {
+fn set_io_priority(child: Option<Pid>, wanted: &LinuxIOPriority) -> Result<(), SchedulingError> {
     // SAFETY: the call has no memory effects.
     let set = unsafe {
-        let child = child.as_raw_nonzero().get();
-        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, child, io_priority(wanted))
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, Pid::as_raw(child), io_priority(wanted))
     };
     outcome(set, "process.ioPriority", || format!("{} {}", wanted.class(), wanted.priority()))
 }

@@ -9,6 +9,7 @@ use super::devices::DeviceError;
 use super::hidden::HiddenError;
 use super::hooks::HookError;
 use super::mounts::MountError;
+use super::rights::RightsError;
 use super::rlimits::RlimitError;
 use super::rootfs::RootError;
 use super::scheduling::SchedulingError;
@@ -57,6 +58,9 @@ pub enum SetupError {
     /// How the kernel runs the process.
     #[error(transparent)]
     Scheduling(#[from] SchedulingError),
+    /// What only the guest's root may do.
+    #[error(transparent)]
+    Rights(#[from] RightsError),
     /// The system call filter.
     #[error(transparent)]
     Seccomp(#[from] SeccompFilterError),

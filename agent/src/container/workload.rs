@@ -34,17 +34,22 @@ pub struct Workload<'a> {
     pub user: Option<&'a str>,
     /// Its terminal.
     pub terminal: Option<Terminal>,
+    /// Whether it waits for the word before it executes its program.
+    pub held: bool,
     /// What is to be run before its program.
     pub hooks: Option<StartHooks<'a>>,
 }
 
 impl Workload<'_> {
-    /// Takes the streams, the user and the rights of the workload, waits for the word, and executes it.
+    /// Takes the streams, the user and the rights of the workload, waits for the word if it is held, and executes it.
     ///
     /// It returns only where something fails.
     pub fn run(self, channel: &OwnedFd, stdio: &ChildStdio) -> SetupError {
         match self.prepare(stdio) {
-            Ok(ready) => ready.execute(channel, self.terminal.as_ref(), self.hooks.as_ref()),
+            Ok(ready) => match self.wait(channel) {
+                Ok(()) => ready.execute(self.hooks.as_ref()),
+                Err(e) => e,
+            },
             Err(e) => e,
         }
     }
@@ -59,6 +64,14 @@ impl Workload<'_> {
         let filter = self.restrict(filter)?;
         self.become_user(&user)?;
         self.ready(environment, filter)
+    }
+
+    fn wait(&self, channel: &OwnedFd) -> Result<(), SetupError> {
+        if !self.held {
+            return Ok(());
+        }
+        let master = self.terminal.as_ref().map(|terminal| terminal.master.as_raw_fd());
+        channel::ready_and_wait(channel, master).map_err(SetupError::step("wait for the start"))
     }
 
     /// The container's files are read only where they are needed: each is a round trip or two to the host.
@@ -171,16 +184,7 @@ struct Ready {
 }
 
 impl Ready {
-    fn execute(
-        self,
-        channel: &OwnedFd,
-        terminal: Option<&Terminal>,
-        hooks: Option<&StartHooks<'_>>,
-    ) -> SetupError {
-        let master = terminal.map(|terminal| terminal.master.as_raw_fd());
-        if let Err(e) = channel::ready_and_wait(channel, master) {
-            return SetupError::step::<std::io::Error>("wait for the start")(e);
-        }
+    fn execute(self, hooks: Option<&StartHooks<'_>>) -> SetupError {
         if let Some(hooks) = hooks {
             let done = hooks.run();
             hooks::reap_orphans();
