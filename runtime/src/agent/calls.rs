@@ -66,6 +66,11 @@ impl<T> Calls<T> {
         let remembered = self.unanswered.remove(&reply.id).ok_or(CallsError::UnknownAnswer(reply.id))?;
         Ok((remembered, reply.outcome))
     }
+
+    /// What was remembered for all that are still to be answered, and will not be.
+    pub fn give_up(&mut self) -> impl Iterator<Item = T> {
+        std::mem::take(&mut self.unanswered).into_values()
+    }
 }
 
 impl<T> Drop for Calls<T> {

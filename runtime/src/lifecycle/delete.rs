@@ -42,6 +42,8 @@ pub fn delete(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error> {
 /// what of the clean-up failed.
 pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error> {
     let directory = root.join(id.as_str());
+    // Where a start was cut off, the record goes with the first look.
+    let cut_off = read_record(&directory).ok().flatten();
     let (record, damage) = match find(root, id) {
         Ok((_, record)) => (Some(record), None),
         // Its monitor is there, and somebody has removed the record.
@@ -49,7 +51,12 @@ pub fn delete_by_force(id: &SandboxId, root: &Path) -> Result<Vec<String>, Error
             None,
             Some(format!("the state file of container {id} is missing: it was removed without its help")),
         ),
-        Err(StateError::NotFound { .. }) => return Ok(Vec::new()),
+        Err(StateError::NotFound { .. }) => {
+            if let Some(cgroup) = cut_off.and_then(|record| record.cgroup) {
+                cgroup.remove();
+            }
+            return Ok(Vec::new());
+        }
         Err(StateError::Damaged { path, error } | StateError::Read { path, error }) => {
             let what = format!("the state file {} is damaged: {error}", path.display());
             (None, Some(format!("{what}: container {id} was removed without its help")))

@@ -97,6 +97,7 @@ pub fn main(stand_in: Option<&OsStr>) -> Result<u8, MonitorError> {
         Ok((first, ends, inbox)) => sandbox::run(*machine, first, ends, &inbox, &mut client, &mut timeline),
         Err(error) => Ending::of(&error),
     };
+    socket::finish();
     let code = exit::code_of(&ending);
     if let (Some(cgroup), false) = (cgroup, detached && client.stands) {
         // Nobody is going to delete what never stood, or was never to stay.

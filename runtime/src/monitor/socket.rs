@@ -7,8 +7,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sandbox_protocol::ExitStatus;
@@ -58,6 +58,35 @@ pub fn claim(plan: ContainerPlan, sender: Sender) -> Result<Claimed, Error> {
     Ok(Claimed { serial, plan, listening, directory })
 }
 
+/// How long those who have asked may take to take their answers when the monitor is about to end.
+const LAST_TIME: Duration = Duration::from_secs(1);
+
+/// How many conversations go on, over all sockets.
+static CONVERSATIONS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// One of them, as long as this lives.
+struct Conversation;
+
+impl Conversation {
+    fn begin() -> Self {
+        *CONVERSATIONS.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        *CONVERSATIONS.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        CONVERSATIONS.1.notify_all();
+    }
+}
+
+/// Waits until those who have asked have heard how it ends, or have not listened.
+pub fn finish() {
+    let going = CONVERSATIONS.0.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(CONVERSATIONS.1.wait_timeout_while(going, LAST_TIME, |going| *going > 0));
+}
+
 /// Answers requests for a container on a socket, each connection in a thread of its own.
 fn listen(path: &Path, container: Serial, sender: Sender) -> Result<Listening, ListenError> {
     let (listening, listener) = Listening::on(path)?;
@@ -67,7 +96,7 @@ fn listen(path: &Path, container: Serial, sender: Sender) -> Result<Listening, L
             if Arc::strong_count(&conversations) > MAX_CONVERSATIONS {
                 continue;
             }
-            let (sender, counted) = (sender.clone(), Arc::clone(&conversations));
+            let (sender, counted) = (sender.clone(), (Arc::clone(&conversations), Conversation::begin()));
             // A caller that does not keep to the rules has only itself to blame.
             let _ = thread::spawn("request", move || {
                 let _ = serve(connection, container, &sender, number);

@@ -90,7 +90,7 @@ fn live(
     timeline.mark("prepare");
     let booted = prepared.boot(inbox, watcher, timeline)?;
     let mut ready = booted.ready(inbox, watcher, timeline)?;
-    let exit = ready.lead()?;
+    let exit = ready.lead().inspect_err(|error| ready.refuse_all(error))?;
     ready.power_off()?;
     Ok(exit)
 }

@@ -152,6 +152,29 @@ impl<'a> Ready<'a> {
         }
     }
 
+    /// Tells everybody who waits for something why it will not come: the sandbox ends of this.
+    pub fn refuse_all(&mut self, error: &Error) {
+        let refused = || Answer::refused(error.to_string());
+        for container in self.containers.values_mut() {
+            match &mut container.stage {
+                Stage::Preparing | Stage::Making | Stage::Showing => container.tell(refused()),
+                Stage::Starting(asker) | Stage::Started(asker) => reply(asker.take(), refused()),
+                _ => {}
+            }
+        }
+        for asked in self.calls.give_up() {
+            match asked {
+                Asked::Outside(asker) | Asked::Becomes(_, _, asker) => reply(asker, refused()),
+                Asked::Exec(serial, name) => {
+                    if let Some(container) = self.containers.get_mut(&serial) {
+                        container.execs.started(&name, refused());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Lets the guest write back what it owes the host; a guest that owes nothing is just dropped.
     pub fn power_off(mut self) -> Result<(), Error> {
         for container in self.containers.values_mut() {

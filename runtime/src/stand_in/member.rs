@@ -40,10 +40,15 @@ pub fn member() -> Result<u8, StandInError> {
     let mut door = UnixStream::from(door);
     let join: Join = frame::read(&mut door, MAX_LIFELINE_BYTES)?.ok_or(StandInError::Gone)?;
     let mut signals = Signals::block().map_err(host_io("receive signals"))?;
+    let cgroup = join.container.cgroup.clone();
     let (answer, stands) = match stand(join, &door) {
         Ok(stands) => (FromStandIn::Ready, Some(stands)),
         Err(error) => (FromStandIn::Failed(error.to_string()), None),
     };
+    if let (Some(cgroup), None) = (cgroup, &stands) {
+        // Nobody is going to delete what never stood.
+        cgroup.leave(std::iter::once(std::process::id()));
+    }
     // A client that is gone has killed nobody, and the container stands.
     let _ = frame::write(&mut door, &answer, MAX_LIFELINE_BYTES);
     drop(door);
