@@ -36,6 +36,9 @@ pub const ROOTFS: &str = "rootfs";
 /// How long what stands for a container may take to end when the container has.
 const END_TIME: Duration = Duration::from_secs(30);
 
+/// How long one whose start has failed may take to end before its client hears of it.
+const FAILED_TIME: Duration = Duration::from_secs(5);
+
 /// The exit code of a process whose end nobody has seen, as if it was killed.
 const LOST: u32 = 128 + 9;
 
@@ -157,14 +160,22 @@ impl Container {
     /// Starts a process. Returns the id of what stands for it on the host.
     pub fn start(self: &Arc<Self>, name: &str) -> Result<u32, Error> {
         let process = self.process(name)?;
-        let _telling = process.telling();
+        let telling = process.telling();
         process.expect(&[Status::Created], "start")?;
         if process.addition.is_some() {
             // One that cannot be started has ended, for those who wait for it.
             self.start_addition(&process).inspect_err(|_| process.ended(Exit::now(LOST)))?;
         } else {
-            let failed = lifecycle::start(&self.id, self.root())?;
-            failed.iter().for_each(|failed| log::error(Some(self.id.as_str()), failed));
+            match lifecycle::start(&self.id, self.root()) {
+                Ok(failed) => failed.iter().for_each(|failed| log::error(Some(self.id.as_str()), failed)),
+                Err(error) => {
+                    log::error(Some(self.id.as_str()), &format!("it could not be started: {error}"));
+                    drop(telling);
+                    // Whoever removes it when he hears that is to find it ended.
+                    process.wait(Some(Instant::now() + FAILED_TIME));
+                    return Err(error.into());
+                }
+            }
         }
         process.becomes(Status::Running);
         self.note(name, "the process has started");

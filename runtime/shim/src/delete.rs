@@ -1,12 +1,18 @@
 //! `delete`: containerd has lost the shim of a container, and wants nothing to be left of it.
+//!
+//! containerd gives up after 5 s and kills what it has started, which a host that has little time for us may need. So
+//! another process removes things, and comes to its end whatever becomes of the one that containerd waits for.
 
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::{DeleteResponse, ShutdownRequest};
 use containerd_shim_protos::protobuf::{self, Message};
 use containerd_shim_protos::{Client, TaskClient, ttrpc};
+use sandbox_runtime::descriptor::{self, Ties};
 use sandbox_runtime::lifecycle;
 use sandbox_runtime::log::Log;
 use sandbox_runtime::state::{InvalidId, SandboxId};
@@ -37,6 +43,12 @@ pub enum DeleteError {
     /// The root file system.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The process that is to remove things cannot be started.
+    #[error("cannot start the process that removes what is left: {0}")]
+    Start(io::Error),
+    /// It has said why.
+    #[error("something may be left ({0})")]
+    Left(ExitStatus),
     /// The answer.
     #[error("cannot write the answer: {0}")]
     Answer(#[from] protobuf::Error),
@@ -65,8 +77,29 @@ fn end_shim(socket: &Path) {
     }
 }
 
-/// Removes what is left of a container. Returns what containerd is answered.
+/// Has what is left of a container removed. Returns what containerd is answered.
 pub fn delete(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["-namespace", &flags.namespace, "-id", &flags.id]);
+    if let Some(bundle) = &flags.bundle {
+        command.arg("-bundle").arg(bundle);
+    }
+    if flags.debug {
+        command.arg("-debug");
+    }
+    command.arg("remove").stdin(Stdio::null());
+    descriptor::give(&mut command, &[], Ties::None).map_err(DeleteError::Start)?;
+    let done = command.output().map_err(DeleteError::Start)?;
+    // For containerd's log.
+    let _ = io::stderr().write_all(&done.stderr);
+    match done.status.success() {
+        true => Ok(done.stdout),
+        false => Err(DeleteError::Left(done.status)),
+    }
+}
+
+/// Removes what is left of a container. Returns what containerd is answered.
+pub fn remove(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
     let id: SandboxId = flags.id.parse()?;
     let bundle = flags.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     let root = match place::root_of(&bundle) {
@@ -82,10 +115,12 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
         }
         mounts::unmount(&bundle.join(ROOTFS))?;
     }
-    if is_current() && root.exists() {
+    if root.exists() {
         let _lock = place::lock(&root)?;
-        let socket = place::socket(&root, &flags.id);
-        let _ = std::fs::remove_file(&socket);
+        if is_current() {
+            let _ = std::fs::remove_file(place::socket(&root, &flags.id));
+        }
+        place::sweep(&root);
         // The last one out; it is not empty otherwise.
         let _ = std::fs::remove_dir(&root);
     }

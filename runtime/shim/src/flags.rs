@@ -9,8 +9,10 @@ use std::path::PathBuf;
 pub enum Action {
     /// Start a shim, or find the one that the container belongs to.
     Start,
-    /// Remove what a dead shim has left of a container.
+    /// Have what a dead shim has left of a container removed.
     Delete,
+    /// Remove it: what `delete` starts.
+    Remove,
     /// Say what the runtime can do.
     Info,
     /// Say which version this is.
@@ -89,10 +91,11 @@ impl Flags {
             (Some(wanted), _) => wanted,
             (None, "start") => Action::Start,
             (None, "delete") => Action::Delete,
+            (None, "remove") => Action::Remove,
             (None, "serve") => Action::Serve,
             (None, _) => return Err(FlagsError::Action(last)),
         };
-        if matches!(action, Action::Start | Action::Delete | Action::Serve)
+        if matches!(action, Action::Start | Action::Delete | Action::Remove | Action::Serve)
             && (namespace.is_empty() || id.is_empty())
         {
             return Err(FlagsError::NoContainer);

@@ -93,6 +93,7 @@ fn run(args: &[OsString]) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         Action::Info => Ok(info::info()?),
         Action::Start => Ok(start::start(&flags)?),
         Action::Delete => Ok(delete::delete(&flags)?),
+        Action::Remove => Ok(delete::remove(&flags)?),
         Action::Serve => serve::serve(&flags).map(|()| Vec::new()).map_err(Into::into),
     }
 }
