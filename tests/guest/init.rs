@@ -97,6 +97,7 @@ impl Guest {
             "tick" => Ok(ticks()),
             "ports" => ports(),
             "lie" => lie::tell(word(1)?).map(|()| "done".into()),
+            "die" => lie::serve_until(word(1)?).and_then(|()| Err(panic_the_kernel())),
             unknown => Err(format!("unknown order {unknown}")),
         }
     }

@@ -1,4 +1,5 @@
-//! The probe as an agent that lies: it says its hello, answers the first request, and then what it is told to.
+//! The probe as an agent that lies: it says its hello, answers the first request, and then what it is told to. Or as one
+//! that dies: it does nothing of what it is asked, says that it has, and dies at one of the requests.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,13 +23,9 @@ const CONNECTIONS: usize = 2000;
 
 /// Lies in one way; returns when the host has hung up.
 pub fn tell(how: &str) -> Outcome {
-    let failed = |error: std::io::Error| format!("control connection: {error}");
-    let mut control = dial(CONTROL_PORT).map_err(failed)?;
-    let hello = json!({"version": VERSION, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 1});
-    control.write_all(&frame(&hello)).map_err(failed)?;
+    let mut control = greet().map_err(failed)?;
     let request = read(&mut control).map_err(failed)?;
-    let done = json!({"kind": "reply", "id": request["id"], "outcome": "done"});
-    control.write_all(&frame(&done)).map_err(failed)?;
+    control.write_all(&done(&request)).map_err(failed)?;
     let told = match how {
         "giant" => control.write_all(&[0xff; 4]),
         "half" => control.write_all(&[100, 0, 0, 0, b'{']).and_then(|()| control_end(&control)),
@@ -50,6 +47,35 @@ pub fn tell(how: &str) -> Outcome {
     let _ = told;
     std::thread::sleep(Duration::from_secs(1000));
     Ok(())
+}
+
+/// Answers requests up to the one with this verb.
+pub fn serve_until(verb: &str) -> Outcome {
+    let mut control = greet().map_err(failed)?;
+    loop {
+        let request = read(&mut control).map_err(failed)?;
+        if request["call"]["verb"] == verb {
+            return Ok(());
+        }
+        control.write_all(&done(&request)).map_err(failed)?;
+    }
+}
+
+fn failed(error: std::io::Error) -> String {
+    format!("control connection: {error}")
+}
+
+/// Dials, and says the hello.
+fn greet() -> std::io::Result<File> {
+    let mut control = dial(CONTROL_PORT)?;
+    let hello = json!({"version": VERSION, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 1});
+    control.write_all(&frame(&hello))?;
+    Ok(control)
+}
+
+/// The reply to a request that was carried out.
+fn done(request: &Value) -> Vec<u8> {
+    frame(&json!({"kind": "reply", "id": request["id"], "outcome": "done"}))
 }
 
 /// Sends nothing more, but listens.

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Outcome;
@@ -58,6 +58,12 @@ impl Containerd {
     /// One for a test, with [`IMAGE`]. `None`, and a notice, where containerd is not installed.
     pub fn new(name: &str) -> Option<Self> {
         Self::configured(name, None, |_, _| NO_CRI.to_owned())
+    }
+
+    /// One that gives up on a shim's clean-up, and kills it, when that has taken this long. `None`: see [`Self::new`].
+    pub fn impatient(name: &str, limit: &str) -> Option<Self> {
+        let limits = format!("[timeouts]\n\"io.containerd.timeout.shim.cleanup\" = {limit:?}\n");
+        Self::configured(name, None, |_, _| format!("{NO_CRI}{limits}"))
     }
 
     /// One whose snapshotter `blockfile` makes root file systems that are images. `None`, and a notice, where it has none.
@@ -346,7 +352,15 @@ impl Containerd {
         all.into_iter().filter(|(_, command)| command.contains(word)).map(|(pid, _)| pid).collect()
     }
 
-    /// Waits until nothing of any container is left but what the daemon itself knows: no process, no mount, no state.
+    /// The shims that serve.
+    pub fn shims(&self) -> Vec<Pid> {
+        let all = leaks::processes(&self.trace());
+        let serves = |command: &str| command.starts_with(SHIM) && command.trim_end().ends_with(" serve");
+        all.into_iter().filter(|(_, command)| serves(command)).map(|(pid, _)| pid).collect()
+    }
+
+    /// Waits until nothing of any container is left but what the daemon itself knows: no process, no mount, no cgroup, no
+    /// state.
     ///
     /// # Panics
     ///
@@ -355,7 +369,11 @@ impl Containerd {
     pub fn expect_no_sandbox(&self) {
         self.wait_until_gone(|| {
             let state = fs::read_dir(self.path("state")).into_iter().flatten().flatten();
-            state.map(|entry| entry.path().display().to_string()).collect()
+            let cgroups = leaks::cgroups_named(&self.id).into_iter().flat_map(|all| {
+                let below = fs::read_dir(all).into_iter().flatten().flatten();
+                below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            });
+            state.chain(cgroups).map(|entry| entry.path().display().to_string()).collect()
         });
     }
 
@@ -410,6 +428,12 @@ fn program(name: &str) -> PathBuf {
 
 fn is_installed() -> bool {
     Command::new(program("containerd")).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// The configuration that its clients start from.
+pub(crate) fn starting_spec() -> Value {
+    let spec = Command::new(program("ctr")).args(["oci", "spec"]).output().expect("`ctr` can be started");
+    serde_json::from_slice(&spec.stdout).expect("`ctr oci spec` gives JSON")
 }
 
 /// Whether its shims can make pods themselves: version 2 or later.

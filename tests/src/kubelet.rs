@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::containerd::{Containerd, IMAGE, PAUSE, STRANGER, USER, has_sandbox_api};
+use crate::containerd::{Containerd, IMAGE, PAUSE, STRANGER, USER, has_sandbox_api, starting_spec};
+use crate::gates::Gates;
 use crate::outcome::Outcome;
 use crate::place::{patience, skip};
 use crate::process::{POLL, Process};
@@ -28,6 +29,9 @@ pub const CONFIGURED: &str = "configured";
 
 /// The same, for which systemd is to make the cgroups.
 pub const SYSTEMD: &str = "systemd";
+
+/// The same, whose pods' containers have the hooks of [`Kubelet::gates`].
+pub const GATED: &str = "gated";
 
 /// The same by the sandbox API, where containerd has that.
 const SANDBOX_API_HANDLER: &str = "sandbox-api";
@@ -48,6 +52,8 @@ pub const EXITED: u64 = 2;
 pub struct Kubelet {
     /// The daemon.
     pub containerd: Containerd,
+    /// How the start of a container is held, in a pod with the handler [`GATED`].
+    pub gates: Gates,
     /// The handler of its pods.
     handler: &'static str,
 }
@@ -70,8 +76,12 @@ impl Kubelet {
             skip(name, "tests/cri is not built: scripts/cri-client");
             return None;
         }
-        let containerd = Containerd::configured(name, Some(NAMESPACE), configuration)?;
-        let kubelet = Self { containerd, handler: HANDLER };
+        let mut gates = None;
+        let containerd = Containerd::configured(name, Some(NAMESPACE), |id, directory| {
+            let made = gates.insert(Gates::make(&directory.join("gates")));
+            configuration(id, directory, made)
+        })?;
+        let kubelet = Self { containerd, gates: gates?, handler: HANDLER };
         kubelet.wait_until_it_serves();
         Some(kubelet)
     }
@@ -240,7 +250,7 @@ fn merged(mut one: Value, other: Value) -> Value {
 }
 
 /// The part of the configuration for Kubernetes, with a network of the test's own.
-fn configuration(id: &str, directory: &Path) -> String {
+fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
     let network = directory.join("cni");
     fs::create_dir(&network).expect("a directory");
     let subnet = format!("10.214.{}.0/24", subnet_of(id));
@@ -249,6 +259,10 @@ fn configuration(id: &str, directory: &Path) -> String {
     let other = directory.join("other.toml");
     let list = json!({"cniVersion": "0.4.0", "name": id, "plugins": plugins});
     fs::write(network.join("10-test.conflist"), list.to_string()).expect("a file");
+    let gated = directory.join("gated.json");
+    let mut spec = starting_spec();
+    spec["hooks"] = gates.hooks(None);
+    fs::write(&gated, spec.to_string()).expect("a file");
     let sandbox_api = match has_sandbox_api() {
         true => format!(
             "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SANDBOX_API_HANDLER}]\n\
@@ -269,6 +283,8 @@ fn configuration(id: &str, directory: &Path) -> String {
          runtime_type = \"io.containerd.sandbox.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{CONFIGURED}.options]\n\
          ConfigPath = {other:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{GATED}]\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\nbase_runtime_spec = {gated:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}]\n\
          runtime_type = \"io.containerd.sandbox.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}.options]\n\
