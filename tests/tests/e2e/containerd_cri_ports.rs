@@ -25,7 +25,20 @@ const SERVICES: &str = "probe serve 127.0.0.1:8080 & probe serve [::1]:8081 &
 
 #[test]
 fn ports_of_a_pod_are_reached_from_its_namespace_on_the_host() {
-    let Some(kubelet) = Kubelet::new("cri-ports") else { return };
+    if let Some(kubelet) = Kubelet::new("cri-ports") {
+        reached(&kubelet);
+    }
+}
+
+#[test]
+fn ports_of_a_pod_of_the_sandbox_api_are_reached_as_well() {
+    if let Some(kubelet) = Kubelet::with_sandbox_api("cri-api-ports") {
+        reached(&kubelet);
+    }
+}
+
+#[track_caller]
+fn reached(kubelet: &Kubelet) {
     let pod = kubelet.pod("pod");
     let id = kubelet.start(&pod, "services", SERVICES, json!({}));
     let listening = "until [ $(netstat -tln | grep -c ':808[0-4] ') = 5 ]; do sleep 0.1; done";
@@ -36,7 +49,7 @@ fn ports_of_a_pod_are_reached_from_its_namespace_on_the_host() {
     forward("8084").expect_stdout("heard a line\n");
     forward("8089").expect_error(1, &["8089"]);
 
-    let [namespace] = namespaces(&kubelet).try_into().expect("there is one pod");
+    let [namespace] = namespaces(kubelet).try_into().expect("there is one pod");
     let dial = |address: &str| {
         let address: SocketAddr = address.parse().expect("an address");
         within(&namespace, || TcpStream::connect_timeout(&address, patience()))
@@ -70,7 +83,7 @@ fn ports_of_a_pod_are_reached_from_its_namespace_on_the_host() {
     assert_eq!(kubelet.json(&["status", &id])["state"], RUNNING);
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
-    assert_eq!(namespaces(&kubelet), Vec::<PathBuf>::new());
+    assert_eq!(namespaces(kubelet), Vec::<PathBuf>::new());
 }
 
 /// The network namespaces of pods.

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
 use sandbox_tests::{Sandbox, sandbox};
 use serde_json::json;
 
@@ -190,4 +192,31 @@ fn listing(top: &Path) -> Vec<String> {
     let mut lines: Vec<_> = String::from_utf8_lossy(&find.stdout).lines().map(str::to_owned).collect();
     lines.sort();
     lines
+}
+
+#[test]
+fn a_mount_made_later_on_the_host_is_not_seen_whatever_the_propagation() {
+    let sandbox = sandbox("propagation").command(["sleep", "1000"]);
+    let data = sandbox.directory().join("data");
+    fs::create_dir_all(data.join("inner")).expect("a directory");
+    mount_bind(&data, &data).expect("root");
+    mount_change(&data, MountPropagationFlags::SHARED).expect("root");
+    let sandbox = sandbox.mount("/slave", "bind", &data, &["rbind", "rslave"]).mount(
+        "/shared",
+        "bind",
+        &data,
+        &["rbind", "rshared"],
+    );
+    let container = sandbox.start();
+    mount("tmpfs", data.join("inner"), "tmpfs", MountFlags::empty(), None).expect("root");
+    fs::write(data.join("inner/file"), "").expect("a file");
+    fs::write(data.join("beside"), "").expect("a file");
+    let seen = sandbox.exec(&[], ["ls", "/slave", "/slave/inner", "/shared", "/shared/inner"]);
+    // Nor does it keep the host from taking it away again.
+    unmount(data.join("inner"), UnmountFlags::empty()).expect("nobody else has it");
+    container.end();
+    unmount(&data, UnmountFlags::DETACH).expect("root");
+    seen.expect_stdout(
+        "/shared:\nbeside\ninner\n\n/shared/inner:\n\n/slave:\nbeside\ninner\n\n/slave/inner:\n",
+    );
 }
