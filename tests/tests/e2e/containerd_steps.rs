@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sandbox_tests::place::patience;
+use sandbox_tests::place::{on_kvm, patience, skip};
 use sandbox_tests::process::{POLL, Process};
 use sandbox_tests::{Containerd, Gates, initramfs};
 use serde_json::{Value, json};
@@ -55,8 +55,12 @@ struct Steps {
 }
 
 impl Steps {
-    fn of(containerd: Option<Containerd>) -> Option<Self> {
-        let containerd = containerd?;
+    fn new(name: &str, containerd: impl FnOnce(&str) -> Option<Containerd>) -> Option<Self> {
+        if on_kvm() {
+            skip(name, "the steps are the same on every machine, and take the emulated one minutes");
+            return None;
+        }
+        let containerd = containerd(name)?;
         let gates = Gates::make(&containerd.path("gates"));
         Some(Self { containerd, gates })
     }
@@ -155,7 +159,7 @@ fn kill_all(victims: &[Pid]) {
 
 #[test]
 fn the_machine_is_killed_at_each_step() {
-    let Some(steps) = Steps::of(Containerd::new("ctr-steps-vmm")) else { return };
+    let Some(steps) = Steps::new("ctr-steps-vmm", Containerd::new) else { return };
     for step in [Step::Vmm, Step::Boots, Step::Ready, Step::Made, Step::Starts, Step::Runs] {
         let client = steps.start(step);
         kill_all(&steps.machines());
@@ -169,7 +173,7 @@ fn the_machine_is_killed_at_each_step() {
 
 #[test]
 fn the_agent_dies_at_each_request() {
-    let Some(steps) = Steps::of(Containerd::new("ctr-steps-agent")) else { return };
+    let Some(steps) = Steps::new("ctr-steps-agent", Containerd::new) else { return };
     let image = steps.containerd.path("image-that-dies");
     for verb in ["configure", "create", "start"] {
         initramfs::write(&image, Some(&format!("die,{verb}"))).expect("an image");
@@ -184,7 +188,7 @@ fn the_agent_dies_at_each_request() {
 
 #[test]
 fn the_shim_is_killed_at_each_step() {
-    let Some(steps) = Steps::of(Containerd::new("ctr-steps-shim")) else { return };
+    let Some(steps) = Steps::new("ctr-steps-shim", Containerd::new) else { return };
     for step in [Step::Shim, Step::Vmm, Step::Boots, Step::Ready, Step::Made, Step::Starts, Step::Runs] {
         let client = steps.start(step);
         kill_all(&steps.containerd.shims());
@@ -199,7 +203,7 @@ fn the_shim_is_killed_at_each_step() {
 
 #[test]
 fn containerd_is_killed_at_each_step() {
-    let Some(mut steps) = Steps::of(Containerd::new("ctr-steps-daemon")) else { return };
+    let Some(mut steps) = Steps::new("ctr-steps-daemon", Containerd::new) else { return };
     for step in [Step::Shim, Step::Vmm, Step::Boots, Step::Ready, Step::Made, Step::Starts, Step::Runs] {
         let client = steps.start(step);
         steps.containerd.kill();
@@ -215,7 +219,7 @@ fn containerd_is_killed_at_each_step() {
 
 #[test]
 fn containerd_gives_up_on_the_removal_of_what_a_killed_shim_has_left() {
-    let Some(steps) = Steps::of(Containerd::impatient("ctr-impatient", "2s")) else { return };
+    let Some(steps) = Steps::new("ctr-impatient", |name| Containerd::impatient(name, "2s")) else { return };
     let client = steps.start(Step::Runs);
     steps.gates.close("poststop");
     kill_all(&steps.containerd.shims());
