@@ -11,7 +11,7 @@ use sandbox_protocol::{Call, Configure, Create, Exec, Failure, FailureKind, Join
 
 use crate::configure::configure;
 use crate::container::cgroup::Cgroup;
-use crate::container::{self, Container, Shared, Spawned};
+use crate::container::{self, Container, First, Shared, Spawned};
 use crate::forget;
 use crate::network::{self, Standby};
 use crate::process::{Process, Role, Serial, Stage};
@@ -95,6 +95,7 @@ impl Agent {
         self.check_process_count()?;
         let namespaces = container::namespaces_of(&create).map_err(other)?;
         let shared = self.shared_by(&create)?;
+        let filter = container::filter_of(&create.spec).map_err(other)?;
         let devices = container::attach_devices(&create.devices, &mut create.spec).map_err(other)?;
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
         let secret = self.stream_secret.clone();
@@ -103,8 +104,15 @@ impl Agent {
         let (child, agent) = stdio::prepare(terminal, create.streams, &self.dialer).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
         let spawned = agent.connect(owner).map_err(other).and_then(|connected| {
+            let first = First {
+                create: &create,
+                namespaces,
+                shared: &shared,
+                filter: filter.as_ref(),
+                cgroup: &cgroup,
+            };
             container::delegate(&create.spec, namespaces, &cgroup)
-                .and_then(|()| container::spawn_init(&create, namespaces, &shared, &cgroup, child))
+                .and_then(|()| container::spawn_init(&first, child))
                 .map(|spawned| (spawned, connected))
                 .map_err(other)
         });
@@ -119,7 +127,7 @@ impl Agent {
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
         self.hold(serial, connected);
         let name = create.container.clone();
-        self.containers.insert(name, Container::new(create, devices, namespaces, cgroup, serial));
+        self.containers.insert(name, Container::new(create, devices, namespaces, filter, cgroup, serial));
         Ok(())
     }
 

@@ -6,7 +6,6 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::Mode;
 use rustix::thread::ThreadNameSpaceType;
-use sandbox_protocol::Create;
 
 use super::beneath::{Kind, Root};
 use super::hooks::StartHooks;
@@ -15,24 +14,16 @@ use super::namespaces::{self, Namespaces};
 use super::setup::SetupError;
 use super::terminal::Terminal;
 use super::workload::{self, Workload};
-use super::{Shared, channel, devices, hidden, network, rootfs, sysctl, time, user_namespace};
+use super::{First, Shared, channel, devices, hidden, network, rootfs, sysctl, time, user_namespace};
 use crate::stdio::ChildStdio;
 
 /// Sets the container up and executes its program, or says why not and ends.
 ///
 /// `made_outside` is the root, where this process could not make it.
-pub fn run(
-    create: &Create,
-    namespaces: Namespaces,
-    made_outside: Option<OwnedFd>,
-    shared: &[Shared],
-    cgroup: &Path,
-    channel: &OwnedFd,
-    stdio: &ChildStdio,
-) -> ! {
+pub fn run(first: &First<'_>, made_outside: Option<OwnedFd>, channel: &OwnedFd, stdio: &ChildStdio) -> ! {
     let set_up = channel::wait_for_word(channel)
         .map_err(SetupError::step("wait for the agent"))
-        .and_then(|()| set_up(create, namespaces, made_outside, shared, cgroup));
+        .and_then(|()| set_up(first, made_outside));
     let error = match set_up {
         Ok(workload) => workload.run(channel, stdio),
         Err(e) => e,
@@ -42,13 +33,8 @@ pub fn run(
     unsafe { libc::_exit(1) }
 }
 
-fn set_up<'a>(
-    create: &'a Create,
-    namespaces: Namespaces,
-    made_outside: Option<OwnedFd>,
-    shared: &[Shared],
-    cgroup: &Path,
-) -> Result<Workload<'a>, SetupError> {
+fn set_up<'a>(first: &First<'a>, made_outside: Option<OwnedFd>) -> Result<Workload<'a>, SetupError> {
+    let First { create, namespaces, shared, filter, cgroup } = *first;
     let spec = &create.spec;
     let process = spec.process().as_ref().ok_or(SetupError::NoProcess)?;
     begin_session()?;
@@ -58,12 +44,12 @@ fn set_up<'a>(
     join(shared)?;
     name(spec, namespaces)?;
     let root = rootfs::assemble(spec, create.root, made_outside)?;
-    let terminal = fill(spec, process, &root, namespaces, cgroup)?;
+    let terminal = fill(spec, process, &root, namespaces, cgroup.path())?;
     let hooks =
         StartHooks::of(spec, &create.container).map_err(SetupError::step("prepare hooks.startContainer"))?;
     rootfs::enter(spec, &root)?;
     let (linux, user) = (spec.linux().as_ref(), create.user.as_deref());
-    Ok(Workload { process, linux, user, terminal, held: true, hooks })
+    Ok(Workload { process, linux, filter, user, terminal, held: true, hooks })
 }
 
 /// A session of its own, with nothing of the agent's signals; modes are as they are asked for.

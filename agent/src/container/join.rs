@@ -6,14 +6,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::ThreadNameSpaceType;
 
+use super::Container;
 use super::beneath::Root;
 use super::channel;
 use super::init::begin_session;
-use super::namespaces::Namespaces;
 use super::rights;
 use super::scheduling;
 use super::setup::SetupError;
@@ -24,14 +24,13 @@ use crate::stdio::ChildStdio;
 
 /// Joins the container and executes the program, or says why not and ends.
 pub fn run(
-    spec: &Spec,
+    container: &Container,
     process: &Process,
-    namespaces: Namespaces,
     init: &OwnedFd,
     channel: &OwnedFd,
     stdio: &ChildStdio,
 ) -> ! {
-    let error = match set_up(spec, process, namespaces, init) {
+    let error = match set_up(container, process, init) {
         Ok(workload) => workload.run(channel, stdio),
         Err(e) => e,
     };
@@ -41,11 +40,11 @@ pub fn run(
 }
 
 fn set_up<'a>(
-    spec: &'a Spec,
+    container: &'a Container,
     process: &'a Process,
-    namespaces: Namespaces,
     init: &OwnedFd,
 ) -> Result<Workload<'a>, SetupError> {
+    let namespaces = container.namespaces;
     begin_session()?;
     rights::give(None, process)?;
     scheduling::take_final_cpus(process.exec_cpu_affinity().as_ref())?;
@@ -61,7 +60,8 @@ fn set_up<'a>(
     };
     // The master of its terminal is fetched from it.
     let held = terminal.is_some();
-    Ok(Workload { process, linux: spec.linux().as_ref(), user: None, terminal, held, hooks: None })
+    let (linux, filter) = (container.spec.linux().as_ref(), container.filter.as_ref());
+    Ok(Workload { process, linux, filter, user: None, terminal, held, hooks: None })
 }
 
 fn own_root() -> Result<Root, SetupError> {

@@ -64,11 +64,13 @@ use crate::stdio::ChildStdio;
 pub use block::{LoopDevice, attach as attach_devices};
 use cgroup::{Cgroup, CgroupError};
 use clone::{Cloned, clone_into};
+use filter_program::Program;
 use namespaces::NamespaceError;
 pub use namespaces::Namespaces;
 use rights::RightsError;
 use rootfs::RootError;
 use scheduling::{InitialCpus, SchedulingError};
+use seccomp::SeccompFilterError;
 use user_namespace::{UserNamespace, UserNamespaceError};
 
 /// A container that stands, runs, or has stopped and not been deleted.
@@ -78,6 +80,9 @@ pub struct Container {
     pub spec: Spec,
     /// Its namespaces, which later processes join.
     namespaces: Namespaces,
+    /// The filter of system calls of all its processes, compiled once: an engine's names hundreds of them, for three
+    /// architectures.
+    filter: Option<Program>,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// The block devices of the host that it was given, for as long as it is there.
@@ -94,10 +99,11 @@ impl Container {
         create: Create,
         devices: Vec<LoopDevice>,
         namespaces: Namespaces,
+        filter: Option<Program>,
         cgroup: Cgroup,
         init: Serial,
     ) -> Self {
-        Self { spec: create.spec, namespaces, cgroup, _devices: devices, init, turn: None }
+        Self { spec: create.spec, namespaces, filter, cgroup, _devices: devices, init, turn: None }
     }
 }
 
@@ -156,6 +162,21 @@ pub enum SpawnError {
     PidNamespace(rustix::io::Errno),
 }
 
+/// What the first process of a container is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct First<'a> {
+    /// The container's configuration.
+    pub create: &'a Create,
+    /// Its namespaces.
+    pub namespaces: Namespaces,
+    /// Those that it shares with other containers.
+    pub shared: &'a [Shared],
+    /// Its filter of system calls.
+    pub filter: Option<&'a Program>,
+    /// Its cgroup.
+    pub cgroup: &'a Cgroup,
+}
+
 /// A namespace of another container, which a new one shares: a descriptor of that one's first process.
 #[derive(Debug)]
 pub struct Shared {
@@ -186,14 +207,18 @@ pub fn delegate(spec: &Spec, namespaces: Namespaces, cgroup: &Cgroup) -> Result<
     }
 }
 
+/// The filter of system calls that a container is to have, compiled.
+///
+/// # Errors
+///
+/// It cannot be made.
+pub fn filter_of(spec: &Spec) -> Result<Option<Program>, SeccompFilterError> {
+    spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()).map(seccomp::compile).transpose()
+}
+
 /// Clones the first process of a container.
-pub fn spawn_init(
-    create: &Create,
-    namespaces: Namespaces,
-    shared: &[Shared],
-    cgroup: &Cgroup,
-    stdio: ChildStdio,
-) -> Result<Spawned, SpawnError> {
+pub fn spawn_init(first: &First<'_>, stdio: ChildStdio) -> Result<Spawned, SpawnError> {
+    let First { create, namespaces, shared, cgroup, .. } = *first;
     let process = create.spec.process().as_ref().ok_or(SpawnError::NoProcess)?;
     let user = user_namespace_of(&create.spec, namespaces)?;
     let made_outside = match user {
@@ -211,7 +236,7 @@ pub fn spawn_init(
     let cloned = unsafe { clone_into(namespaces.clone_flags(), cgroup.as_fd()) };
     if let Ok(Cloned::Child) = cloned {
         become_child(&child_end, &stdio, shared.iter().map(|shared| &shared.process).chain(&made_outside));
-        init::run(create, namespaces, made_outside, shared, cgroup.path(), &child_end, &stdio)
+        init::run(first, made_outside, &child_end, &stdio)
     }
     born_into.leave()?;
     match cloned.map_err(SpawnError::Clone)? {
@@ -243,7 +268,7 @@ pub fn spawn_exec(
     let cloned = unsafe { clone_into(0, home.as_fd()) };
     if let Ok(Cloned::Child) = cloned {
         become_child(&child_end, &stdio, Some(&init.pidfd));
-        join::run(&container.spec, process, namespaces, &init.pidfd, &child_end, &stdio)
+        join::run(container, process, &init.pidfd, &child_end, &stdio)
     }
     born_on.leave();
     born_into.leave()?;

@@ -28,8 +28,10 @@ const DEFAULT_UMASK: u32 = 0o022;
 pub struct Workload<'a> {
     /// Its configuration.
     pub process: &'a Process,
-    /// What its container has of Linux: the system call filter, the personality.
+    /// What its container has of Linux: the personality.
     pub linux: Option<&'a Linux>,
+    /// The container's filter of system calls.
+    pub filter: Option<&'a Program>,
     /// A user to look up in the container, instead of the configured one.
     pub user: Option<&'a str>,
     /// Its terminal.
@@ -54,14 +56,12 @@ impl Workload<'_> {
         }
     }
 
-    fn prepare(&self, stdio: &ChildStdio) -> Result<Ready, SetupError> {
+    fn prepare(&self, stdio: &ChildStdio) -> Result<Ready<'_>, SetupError> {
         let (user, environment) = self.user_and_environment()?;
         self.take_streams(stdio, &user)?;
         rlimits::set(self.process.rlimits().as_deref().unwrap_or_default())?;
         scheduling::take_personality(self.linux)?;
-        let filter = self.linux.and_then(|linux| linux.seccomp().as_ref());
-        let filter = filter.map(seccomp::compile).transpose()?;
-        let filter = self.restrict(filter)?;
+        let filter = self.restrict()?;
         self.become_user(&user)?;
         self.ready(environment, filter)
     }
@@ -122,13 +122,13 @@ impl Workload<'_> {
 
     /// Without `no_new_privs` a filter can be loaded only by the privileged, so that is done now; with it, it
     /// waits for the last moment, so that the filter need not allow what happens until then.
-    fn restrict(&self, filter: Option<Program>) -> Result<Option<Program>, SetupError> {
+    fn restrict(&self) -> Result<Option<&Program>, SetupError> {
         if self.process.no_new_privileges().unwrap_or(false) {
             rustix::thread::set_no_new_privs(true).map_err(SetupError::step("set no_new_privs"))?;
-            return Ok(filter);
+            return Ok(self.filter);
         }
-        if let Some(filter) = filter {
-            seccomp::load(&filter)?;
+        if let Some(filter) = self.filter {
+            seccomp::load(filter)?;
         }
         Ok(None)
     }
@@ -163,7 +163,11 @@ impl Workload<'_> {
         rustix::process::getcwd(Vec::new()).map(drop)
     }
 
-    fn ready(&self, environment: Vec<String>, filter: Option<Program>) -> Result<Ready, SetupError> {
+    fn ready<'a>(
+        &self,
+        environment: Vec<String>,
+        filter: Option<&'a Program>,
+    ) -> Result<Ready<'a>, SetupError> {
         let arguments = self.process.args().as_deref().unwrap_or_default();
         let command = arguments.first().ok_or(CommandError::Empty)?;
         Ok(Ready {
@@ -176,14 +180,14 @@ impl Workload<'_> {
 }
 
 /// What is left to do.
-struct Ready {
+struct Ready<'a> {
     path: PathBuf,
     arguments: Strings,
     environment: Strings,
-    filter: Option<Program>,
+    filter: Option<&'a Program>,
 }
 
-impl Ready {
+impl Ready<'_> {
     fn execute(self, hooks: Option<&StartHooks<'_>>) -> SetupError {
         if let Some(hooks) = hooks {
             let done = hooks.run();
@@ -192,7 +196,7 @@ impl Ready {
                 return e.into();
             }
         }
-        if let Some(filter) = &self.filter
+        if let Some(filter) = self.filter
             && let Err(e) = seccomp::load(filter)
         {
             return e.into();
