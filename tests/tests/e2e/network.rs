@@ -92,8 +92,6 @@ fn guest_and_world_talk_both_ways_over_both_protocols() {
 fn large_transfers_arrive_whole_in_both_directions() {
     // Large enough for segments to be left to the other side, small enough for an emulated CPU.
     const MEBIBYTES: usize = 24;
-    // What a frame without offload has at most, on this network.
-    const FRAME_BYTES: u64 = 1514;
     let net = Net::new();
     net.join(0);
     let bytes: Vec<u8> =
@@ -104,9 +102,7 @@ fn large_transfers_arrive_whole_in_both_directions() {
     let process = guest.spawn([
         "sh",
         "-c",
-        "nc 198.18.0.1 5000 </dev/null >/tmp/bytes && nc 198.18.0.1 5001 </tmp/bytes && \
-         cd /sys/class/net/eth0/statistics && \
-         for way in rx tx; do echo $(($(cat ${way}_bytes) / $(cat ${way}_packets))); done",
+        "nc 198.18.0.1 5000 </dev/null >/tmp/bytes && nc 198.18.0.1 5001 </tmp/bytes",
     ]);
     let mut to = servers[0].accept();
     to.set_write_timeout(Some(patience())).expect("a time-out");
@@ -118,10 +114,7 @@ fn large_transfers_arrive_whole_in_both_directions() {
     from.read_to_end(&mut back).expect("the guest sends it back");
     drop(from);
     assert!(back == bytes, "{} of {} bytes came back, or others", back.len(), bytes.len());
-    // Segmentation is left to the other side, both ways: frames are larger than the network's, acknowledgements included.
-    let outcome = process.wait().expect_code(0);
-    let sizes: Vec<u64> = outcome.out().lines().filter_map(|line| line.parse().ok()).collect();
-    assert!(sizes.len() == 2 && sizes.iter().all(|size| *size > FRAME_BYTES), "{outcome}");
+    process.wait().expect_code(0);
 }
 
 #[test]
