@@ -63,8 +63,7 @@ impl Root {
         self.try_open(path, flags).map_err(|source| error("open", path, source))
     }
 
-    /// Opens what is there without following a symbolic link at its end, and without the rights to its content.
-    /// `None`: nothing is there.
+    /// Opens what is there, without the rights to its content. `None`: nothing is there.
     pub fn look(&self, path: &Path) -> Result<Option<OwnedFd>, BeneathError> {
         match self.try_open(path, OFlags::PATH) {
             Ok(fd) => Ok(Some(fd)),

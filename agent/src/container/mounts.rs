@@ -55,6 +55,9 @@ pub enum MountStepError {
     /// The mount point could not be made.
     #[error(transparent)]
     Destination(#[from] BeneathError),
+    /// The mount point is a symbolic link or a file, where what has to be at this very path would be elsewhere.
+    #[error("{0} must be mounted on an ordinary directory")]
+    NotADirectory(String),
     /// The source is missing in the configuration.
     #[error("it has no source")]
     NoSource,
@@ -138,6 +141,7 @@ fn make(mount: &Mount, root: &Root, around: Surroundings<'_>) -> Result<(), Moun
         let target = root.open(mount.destination(), OFlags::PATH)?;
         return set_options(target.as_fd(), &options);
     }
+    refuse_links(mount, root)?;
     let tree = tree(mount, &mut options, root, around)?;
     let kind = Kind::of(&tree).map_err(MountStepError::Attach)?;
     let target = root.make(mount.destination(), kind)?;
@@ -146,6 +150,18 @@ fn make(mount: &Mount, root: &Root, around: Surroundings<'_>) -> Result<(), Moun
     }
     set_options(tree.as_fd(), &options)?;
     attach(&tree, target.as_fd()).map_err(MountStepError::Attach)
+}
+
+/// Refuses an image whose `/proc` or `/sys` is a link: paths in them are masked, and others make programs believe what
+/// they read there.
+fn refuse_links(mount: &Mount, root: &Root) -> Result<(), MountStepError> {
+    let Some(kind @ ("proc" | "sysfs")) = mount.typ().as_deref() else { return Ok(()) };
+    // What is not there will be made.
+    let Ok(found) = root.open(mount.destination(), OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(()) };
+    match Kind::of(&found).map_err(MountStepError::Attach)? {
+        Kind::Directory => Ok(()),
+        Kind::File => Err(MountStepError::NotADirectory(kind.to_owned())),
+    }
 }
 
 /// Makes the detached tree.

@@ -39,15 +39,22 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
         };
         let kills = stats.memory.events.oom_kill;
         if oom_kills.is_some_and(|before| before < kills) {
-            print(&format!("{}\n", json!({"type": "oom", "id": args.id})))?;
+            print(&line("oom", &args.id, None))?;
         }
         oom_kills = Some(kills);
-        print(&format!("{}\n", json!({"type": "stats", "id": args.id, "data": data(&stats)})))?;
+        print(&line("stats", &args.id, Some(data(&stats))))?;
         if args.stats {
             return Ok(0);
         }
         std::thread::sleep(interval);
     }
+}
+
+/// A line of the stream. Scripts look for the type at its beginning, where runc has it.
+fn line(kind: &'static str, id: &SandboxId, data: Option<Value>) -> String {
+    let id = json!(id);
+    let data = data.map(|data| format!(",\"data\":{data}")).unwrap_or_default();
+    format!("{{\"type\":\"{kind}\",\"id\":{id}{data}}}\n")
 }
 
 /// Whether an error says that the sandbox is not there any more.

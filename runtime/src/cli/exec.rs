@@ -65,6 +65,9 @@ pub fn exec(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     match record.status {
         Status::Running => {}
         Status::Stopped => return Err(Error::Failed("cannot exec in a stopped container".into())),
+        Status::Paused => {
+            return Err(Error::Failed("cannot exec in a paused container: resume it first".into()));
+        }
         status => {
             let why = format!("cannot exec in a container that is {}: container not running", status.name());
             return Err(Error::Failed(why));

@@ -11,7 +11,7 @@ use crate::state::SandboxId;
 pub struct Args {
     /// The sandbox
     id: SandboxId,
-    /// The signal, by name or number
+    /// The signal, by name or number; 0 asks only whether there is a process
     #[arg(default_value = "TERM")]
     signal: String,
     /// Send it to every process of the sandbox
@@ -23,7 +23,7 @@ pub struct Args {
 pub fn kill(args: &Args, global: &Global) -> Result<u8, Error> {
     let signal = number(&args.signal).ok_or_else(|| {
         Error::Usage(format!(
-            "`{}` is no signal: write a name such as TERM or a number from 1 to 64",
+            "`{}` is no signal: write a name such as TERM or a number from 0 to 64",
             args.signal
         ))
     })?;
@@ -36,7 +36,7 @@ const LAST_SIGNAL: i32 = 64;
 
 fn number(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse() {
-        return (1..=LAST_SIGNAL).contains(&number).then_some(number);
+        return (0..=LAST_SIGNAL).contains(&number).then_some(number);
     }
     let name = text.to_uppercase();
     let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
@@ -76,7 +76,8 @@ mod tests {
             ("RTMIN+31", None),
             ("RTMIN3", None),
             ("RTMAX+1", None),
-            ("0", None),
+            ("0", Some(0)),
+            ("-1", None),
             ("65", None),
             ("-9", None),
             ("NOPE", None),

@@ -36,8 +36,9 @@ pub fn list(args: &Args, global: &Global, log: &Log) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// runc's columns, by which scripts find theirs, and then ours.
 fn table(records: &[Record]) -> String {
-    let header = ["ID", "PID", "STATUS", "MACHINE", "BUNDLE", "CREATED"].map(String::from);
+    let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "MACHINE"].map(String::from);
     let rows: Vec<[String; 6]> = std::iter::once(header).chain(records.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 6] = std::array::from_fn(width);
@@ -54,8 +55,8 @@ fn row(record: &Record) -> [String; 6] {
         record.id.to_string(),
         record.pid.to_string(),
         record.status.name().into(),
-        machine.into(),
         record.bundle.display().to_string(),
         record.created.clone(),
+        machine.into(),
     ]
 }

@@ -137,6 +137,17 @@ fn values_that_make_no_sense_are_named_by_their_path() {
 }
 
 #[test]
+fn a_root_file_system_whose_proc_is_a_link() {
+    let sandbox = sandbox("proc-link");
+    let proc = sandbox.bundle.root("proc");
+    fs::remove_dir(&proc).unwrap();
+    std::os::unix::fs::symlink("tmp", &proc).unwrap();
+    sandbox.run(NO_ARGS).expect_error(ERROR, &["/proc", "proc must be mounted on an ordinary directory"]);
+    fs::remove_file(&proc).unwrap();
+    sandbox.expect_clean_and_usable();
+}
+
+#[test]
 fn a_root_file_system_that_is_missing_or_no_directory() {
     let sandbox = sandbox("rootfs");
     fs::rename(sandbox.bundle.root(""), sandbox.directory().join("moved")).unwrap();

@@ -109,10 +109,15 @@ fn kill_takes_names_and_numbers() {
         sandbox.on("kill", [signal]).expect_stdout("");
         container.wait_for_stdout(seen);
     }
+    // No signal at all: whether it could be sent.
+    sandbox.on("kill", ["0"]).expect_code(0);
+    sandbox.on("kill", ["--all", "0"]).expect_code(0);
     assert!(container.monitor.running());
     sandbox.on("kill", ["9"]).expect_code(0);
     assert_eq!(container.monitor.wait(), 137);
-    sandbox.on("kill", ["9"]).expect_error(1, &["container not running"]);
+    for signal in ["9", "0"] {
+        sandbox.on("kill", [signal]).expect_error(1, &["container not running"]);
+    }
     sandbox.on("delete", []).expect_code(0);
 }
 
@@ -217,6 +222,9 @@ fn list_shows_the_created_the_running_and_the_stopped() {
         line.unwrap_or_else(|| panic!("it is not listed\n{listed}"))
     };
     let mut container = sandbox.create();
+    let columns = sandbox.verb(["list"]).out();
+    let columns: Vec<&str> = columns.lines().next().expect("a header").split_whitespace().collect();
+    assert_eq!(columns, ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "MACHINE"]);
     assert!(status(&[]).contains("created"));
     sandbox.on("start", []).expect_code(0);
     assert!(status(&[]).contains("running"));

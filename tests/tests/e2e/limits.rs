@@ -116,6 +116,8 @@ fn events_have_the_numbers_that_engines_read() {
     let container = sandbox.start();
     sandbox.on("update", ["--memory", "64M", "--pids-limit", "50"]).expect_code(0);
     let outcome = sandbox.on("events", ["--stats"]).expect_code(0);
+    let beginning = format!("{{\"type\":\"stats\",\"id\":\"{}\",\"data\":{{", sandbox.id);
+    assert!(outcome.out().starts_with(&beginning), "as runc writes it: {outcome}");
     let event: Value = serde_json::from_slice(&outcome.stdout).unwrap();
     assert_eq!((event["type"].as_str(), event["id"].as_str()), (Some("stats"), Some(sandbox.id.as_str())));
     let number = |path: &str| {

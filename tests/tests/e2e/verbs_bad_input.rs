@@ -69,7 +69,7 @@ fn every_verb_in_every_wrong_state() {
     sandbox.on("pause", []).expect_code(0);
     fails("start", &[], "cannot start a container that is paused");
     fails("pause", &[], "container not running");
-    fails("exec", &["true"], "paused");
+    fails("exec", &["true"], "cannot exec in a paused container");
     fails("delete", &[], "that is not stopped: paused");
     sandbox.on("kill", ["KILL"]).expect_code(0);
     assert_eq!(container.monitor.wait(), 137);
