@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use sandbox_runtime::cgroup::Manager;
 use sandbox_runtime::config::{Config, ConfigError};
 use sandbox_runtime::lifecycle::Place;
-use sandbox_runtime::state::default_root;
+use sandbox_runtime::state::{NAMESPACE_MARK, default_root};
 use sandbox_vmm_api::MachineChoice;
 
 /// The state root, above the directories of namespaces.
@@ -52,7 +52,7 @@ pub fn of(namespace: &str, debug: bool) -> Result<Place, PlaceError> {
     }
     let config = Config::load(None)?;
     let named = std::env::var_os(ROOT).map(PathBuf::from).or_else(|| config.root.clone());
-    let root = named.unwrap_or_else(default_root).join(format!("@{namespace}"));
+    let root = named.unwrap_or_else(default_root).join(format!("{NAMESPACE_MARK}{namespace}"));
     Ok(Place { root, cgroups: Manager::Cgroupfs, debug, config })
 }
 

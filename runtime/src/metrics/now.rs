@@ -8,14 +8,11 @@ use std::time::Duration;
 use sandbox_vmm_api::{ControlReply, ControlRequest, MachineKind, Statistics};
 
 use super::text::{Metric, Text};
-use crate::state::{Record, StateDirPaths, StateError, Status, list};
+use crate::state::{NAMESPACE_MARK, Record, StateDirPaths, StateError, Status, list};
 use crate::vmm_control;
 
 /// How long a machine may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-
-/// How the directory of one of containerd's namespaces begins.
-const NAMESPACE: char = '@';
 
 /// The annotations that name a pod.
 const POD: &str = "io.kubernetes.cri.sandbox-name";
@@ -54,7 +51,8 @@ pub fn roots(root: &Path) -> Result<Vec<PathBuf>, StateError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|error| StateError::Read { path: root.into(), error })?,
     };
-    let paths = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(NAMESPACE));
+    let paths =
+        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(NAMESPACE_MARK));
     let mut below: Vec<PathBuf> = paths.map(|entry| entry.path()).collect();
     below.sort();
     below.insert(0, root.into());
@@ -64,7 +62,7 @@ pub fn roots(root: &Path) -> Result<Vec<PathBuf>, StateError> {
 /// Writes what there is below one root.
 pub fn write(root: &Path, text: &mut Text) -> Result<(), StateError> {
     let name = root.file_name().unwrap_or_default().to_string_lossy();
-    let namespace = name.strip_prefix(NAMESPACE).unwrap_or_default();
+    let namespace = name.strip_prefix(NAMESPACE_MARK).unwrap_or_default();
     // A record that cannot be read is for `sandbox list` to complain about.
     let (records, _) = list(root)?;
     for record in records.iter().filter(|record| record.sandbox.is_none()) {

@@ -18,6 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -27,11 +28,19 @@ use crate::replace::replace;
 /// The mode that marks our directories.
 const MODE: u32 = 0o1700;
 
+/// How the name of a root begins that holds the sandboxes of a namespace of containerd. It is there as long as there is
+/// something in it: whoever removes the last of it removes it as well. Who has its lock is about to put something into
+/// it, or to remove it.
+pub const NAMESPACE_MARK: char = '@';
+
+/// How long somebody may have the lock of such a root to remove it.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
+
 /// How often a claim is tried again when a sweep of somebody else gets in between.
 const CLAIM_ATTEMPTS: usize = 10;
 
 /// How long a sweep may take to find that there is nothing in a directory.
-const SWEEP_TIME: std::time::Duration = std::time::Duration::from_millis(20);
+const SWEEP_TIME: Duration = Duration::from_millis(20);
 
 const RECORD: &str = "state.json";
 const NEW_RECORD: &str = "state.json.new";
@@ -65,6 +74,11 @@ impl StateDir {
             match DirBuilder::new().mode(MODE).create(&path) {
                 Ok(()) => made = true,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                // Somebody has left the root, which was empty.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    make_root(root)?;
+                    continue;
+                }
                 Err(error) => return Err(StateError::Make { path, error }),
             }
             match try_lock(&path)? {
@@ -142,7 +156,10 @@ impl StateDir {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(StateError::Remove { path: self.path.clone(), error })
             }
-            _ => Ok(()),
+            _ => {
+                self.path.parent().into_iter().for_each(leave_root);
+                Ok(())
+            }
         }
     }
 
@@ -300,6 +317,25 @@ fn make_root(root: &Path) -> Result<(), StateError> {
         .map_err(|error| StateError::Make { path: root.into(), error })
 }
 
+/// Removes the root of a namespace if nothing is in it any more.
+fn leave_root(root: &Path) {
+    let is_namespace =
+        root.file_name().is_some_and(|name| name.to_string_lossy().starts_with(NAMESPACE_MARK));
+    let is_empty = || fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none());
+    let deadline = Instant::now() + LEAVE_TIME;
+    while is_namespace && is_empty() && Instant::now() < deadline {
+        match try_lock(root) {
+            Ok(Locked::Ours(_lock)) => {
+                // It may not be empty any more.
+                let _ = fs::remove_dir(root);
+                return;
+            }
+            Ok(Locked::Theirs) => std::thread::sleep(SWEEP_TIME),
+            Ok(Locked::Gone) | Err(_) => return,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Status, find, list, remove_if_dead, sweep};
@@ -323,6 +359,21 @@ mod tests {
         fs::rename(&path, &kept).unwrap();
         drop(directory);
         fs::rename(&kept, &path).unwrap();
+    }
+
+    #[test]
+    fn the_last_of_a_namespace_removes_its_root() {
+        let above = tempfile::tempdir().unwrap();
+        let root = above.path().join("@namespace");
+        let (first, second) =
+            (StateDir::claim(&root, &id("a")).unwrap(), StateDir::claim(&root, &id("b")).unwrap());
+        drop(first);
+        assert!(root.exists());
+        drop(second);
+        assert!(!root.exists());
+        let plain = above.path().join("plain");
+        drop(StateDir::claim(&plain, &id("a")).unwrap());
+        assert!(plain.exists());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod status;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use directory::{StateDir, StateDirPaths};
+pub use directory::{NAMESPACE_MARK, StateDir, StateDirPaths};
 pub use directory::{is_owned, owner};
 pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
 pub use record::{OCI_VERSION, Record, rfc3339};

@@ -134,9 +134,14 @@ impl Steps {
     /// Removes what containerd knows of the container still, and then nothing is left.
     #[track_caller]
     fn remove(&self) {
+        self.forget();
+        self.containerd.expect_no_sandbox();
+    }
+
+    /// Removes what containerd knows of the container still.
+    fn forget(&self) {
         self.containerd.line("task rm --force box");
         self.containerd.line("container rm box");
-        self.containerd.expect_no_sandbox();
     }
 
     /// Nothing is left, and the container runs when nobody dies.
@@ -196,7 +201,11 @@ fn the_shim_is_killed_at_each_step() {
         assert_ne!(outcome.code(), Some(0), "{step:?}: {outcome}");
         steps.gates.open(step.gate());
         steps.containerd.wait_for_status("box", None);
-        steps.remove();
+        match step {
+            // containerd may not know of it yet: the directory that it has made goes with the next one's.
+            Step::Shim => steps.forget(),
+            _ => steps.remove(),
+        }
     }
     steps.expect_usable();
 }
