@@ -26,7 +26,7 @@ use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
 use crate::process;
 use crate::sandbox::{Ending, Ends, Failure, Home, Plan, PodPlan, Request};
 use crate::stand_in::{StandIn, StandInError};
-use crate::state::{is_owned, read_record, remove_if_dead};
+use crate::state::{StateDir, is_owned, read_record, remove_if_dead};
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
 
@@ -157,6 +157,9 @@ fn make(
     let pid = stand_in.id();
     let status = stand_in.wait().map_err(host("wait for the monitor"))?;
     wait_for_monitor(plan, pid);
+    if told.is_ok() && ended.is_none() {
+        disown(plan, pid);
+    }
     clean_up_after(plan);
     match (ended, told) {
         (Some(ending), _) => Ok(Created::Failed(ending)),
@@ -175,6 +178,20 @@ pub enum Created {
     },
     /// It does not, and nothing is left of it.
     Failed(Ending),
+}
+
+/// Removes the record of a container whose monitor was killed when it stood and nobody had heard so: whoever asked for it
+/// is told that nothing is left, and will not delete it.
+fn disown(plan: &Plan, stand_in: u32) {
+    let directory = plan.container.directory();
+    let Ok(Some(dead)) = StateDir::stale(&directory) else { return };
+    match read_record(&directory) {
+        Ok(Some(record)) if record.pid == stand_in => {
+            let _ = record.network.clean_up(&record.id);
+            let _ = dead.remove();
+        }
+        _ => dead.leave(),
+    }
 }
 
 /// Removes what a monitor that was killed has left; one that ended by itself has left nothing.
