@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sandbox_protocol::Stats;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Error, Global, print};
@@ -39,10 +40,10 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
         };
         let kills = stats.memory.events.oom_kill;
         if oom_kills.is_some_and(|before| before < kills) {
-            print(&line("oom", &args.id, None))?;
+            tell("oom", &args.id, None)?;
         }
         oom_kills = Some(kills);
-        print(&line("stats", &args.id, Some(data(&stats))))?;
+        tell("stats", &args.id, Some(data(&stats)))?;
         if args.stats {
             return Ok(0);
         }
@@ -51,10 +52,18 @@ pub fn events(args: &Args, global: &Global) -> Result<u8, Error> {
 }
 
 /// A line of the stream. Scripts look for the type at its beginning, where runc has it.
-fn line(kind: &'static str, id: &SandboxId, data: Option<Value>) -> String {
-    let id = json!(id);
-    let data = data.map(|data| format!(",\"data\":{data}")).unwrap_or_default();
-    format!("{{\"type\":\"{kind}\",\"id\":{id}{data}}}\n")
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    id: &'a SandboxId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
+fn tell(kind: &'static str, id: &SandboxId, data: Option<Value>) -> Result<(), Error> {
+    let line = serde_json::to_string(&Event { kind, id, data }).map_err(|e| Error::Failed(e.to_string()))?;
+    print(&format!("{line}\n"))
 }
 
 /// Whether an error says that the sandbox is not there any more.

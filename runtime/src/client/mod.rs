@@ -26,7 +26,7 @@ use crate::monitor::{self, FromMonitor, MAX_LIFELINE_BYTES};
 use crate::process;
 use crate::sandbox::{Ending, Ends, Failure, Home, Plan, PodPlan, Request};
 use crate::stand_in::{StandIn, StandInError};
-use crate::state::{StateDir, is_owned, read_record, remove_if_dead};
+use crate::state::{StateDir, is_owned, read_record, remove_dead, remove_if_dead};
 use crate::stdio::{RawTerminal, window_size};
 use crate::timings::Timeline;
 
@@ -187,8 +187,7 @@ fn disown(plan: &Plan, stand_in: u32) {
     let Ok(Some(dead)) = StateDir::stale(&directory) else { return };
     match read_record(&directory) {
         Ok(Some(record)) if record.pid == stand_in => {
-            let _ = record.network.clean_up(&record.id);
-            let _ = dead.remove();
+            let _ = remove_dead(dead, Some(&record));
         }
         _ => dead.leave(),
     }

@@ -13,7 +13,7 @@ pub use directory::{NAMESPACE_MARK, StateDir, StateDirPaths};
 pub use directory::{is_owned, owner};
 pub use id::{InvalidId, MAX_ID_CHARS, SandboxId};
 pub use record::{OCI_VERSION, Record, rfc3339};
-pub use registry::{default_root, directories, find, list, read_record, remove_if_dead, sweep};
+pub use registry::{default_root, directories, find, list, read_record, remove_dead, remove_if_dead, sweep};
 pub use status::{Refused, Status, Transition};
 
 /// Why the state of a sandbox could not be read or changed.

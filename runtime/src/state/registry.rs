@@ -32,15 +32,18 @@ pub fn remove_if_dead(directory: &Path) -> Result<(), StateError> {
             dead.leave();
             Ok(())
         }
-        Some(dead) => {
-            if let Ok(Some(record)) = read_record(directory) {
-                // It can be looked at, or it is gone.
-                let _ = record.network.clean_up(&record.id);
-            }
-            dead.remove()
-        }
+        Some(dead) => remove_dead(dead, read_record(directory).ok().flatten().as_ref()),
         None => Ok(()),
     }
+}
+
+/// Removes the directory of a sandbox whose monitor is dead, and what its record says that it had besides.
+pub fn remove_dead(dead: StateDir, record: Option<&Record>) -> Result<(), StateError> {
+    if let Some(record) = record {
+        // It can be looked at, or it is gone.
+        let _ = record.network.clean_up(&record.id);
+    }
+    dead.remove()
 }
 
 /// The records of the sandboxes, in the order of their ids. Sweeps first.
