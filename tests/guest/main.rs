@@ -20,7 +20,7 @@ type Outcome = Result<(), String>;
 /// A command: what it is called, the arguments it wants, and what it does.
 type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
-const COMMANDS: [Command; 12] = [
+const COMMANDS: [Command; 13] = [
     ("files", "DIRECTORY: every file semantic that programs lean on", files::check),
     ("make", "FILE MODE: makes a file with this mode, in octal", files::make),
     ("hold", "DIRECTORY: opens its files, without letting go of one, until that fails", files::hold),
@@ -30,6 +30,7 @@ const COMMANDS: [Command; 12] = [
     ("stream-hellos", "JSON: claims a stream of its sandbox from the host, many times", streams::claim),
     ("connections", "ADDRESS COUNT: that many exchanges with an echo service", net::connections),
     ("serve", "ADDRESS: echoes what comes over every connection to it", net::serve),
+    ("offloads", "prints what eth0 does for the network stack", net::offloads),
     ("allocate", "MIB: takes that much memory and touches every page of it", memory::allocate),
     ("run32", "runs a 32-bit program that exits with 42", programs::run_32_bit),
     ("syscall", "NUMBER: makes a system call without arguments and prints errno", programs::system_call),

@@ -5,6 +5,16 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+/// `ethtool_value` of `linux/ethtool.h`: a question, and room for the answer.
+#[repr(C)]
+struct Question {
+    command: u32,
+    answer: u32,
+}
+
+/// What is left to an interface, and the requests of `linux/ethtool.h` that ask for it.
+const OFFLOADS: [(&str, u32); 3] = [("rx-checksum", 0x14), ("tx-checksum", 0x16), ("tcp-segmentation", 0x1e)];
+
 /// Gives `eth0` an address in a /24 and takes it up.
 pub fn configure(address: Ipv4Addr) -> Result<(), String> {
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("socket: {e}"))?;
@@ -60,6 +70,17 @@ pub fn serve(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
+/// Prints what `eth0` does for the network stack.
+pub fn offloads(_: &[String]) -> Result<(), String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("socket: {e}"))?;
+    for (name, command) in OFFLOADS {
+        let mut question = Question { command, answer: 0 };
+        request(&socket, libc::SIOCETHTOOL, Value::Question(&mut question))?;
+        println!("{name} {}", if question.answer == 0 { "off" } else { "on" });
+    }
+    Ok(())
+}
+
 /// Datagrams may be lost, the first ones to address resolution: a few tries.
 fn exchange(socket: &UdpSocket, peer: &str, sent: &[u8]) -> bool {
     let mut back = vec![0; sent.len() + 1];
@@ -69,12 +90,13 @@ fn exchange(socket: &UdpSocket, peer: &str, sent: &[u8]) -> bool {
     })
 }
 
-enum Value {
+enum Value<'a> {
     Address(Ipv4Addr),
     Flags(i32),
+    Question(&'a mut Question),
 }
 
-fn request(socket: &UdpSocket, number: libc::Ioctl, value: Value) -> Result<(), String> {
+fn request(socket: &UdpSocket, number: libc::Ioctl, value: Value<'_>) -> Result<(), String> {
     // SAFETY: an ifreq of zeros is a valid one.
     let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in ifreq.ifr_name.iter_mut().zip(b"eth0") {
@@ -90,8 +112,9 @@ fn request(socket: &UdpSocket, number: libc::Ioctl, value: Value) -> Result<(), 
             ifreq.ifr_ifru.ifru_addr = libc::sockaddr { sa_family: family, sa_data: data };
         }
         Value::Flags(flags) => ifreq.ifr_ifru.ifru_flags = flags as i16,
+        Value::Question(question) => ifreq.ifr_ifru.ifru_data = std::ptr::from_mut(question).cast(),
     }
-    // SAFETY: the request takes an ifreq, which outlives the call.
+    // SAFETY: the request takes an ifreq, which outlives the call, as does what it points to.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), number, &ifreq) };
     if result < 0 {
         Err(format!("eth0, request {number:#x}: {}", std::io::Error::last_os_error()))
