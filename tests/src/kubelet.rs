@@ -33,6 +33,12 @@ pub const SYSTEMD: &str = "systemd";
 /// The same, whose pods' containers have the hooks of [`Kubelet::gates`].
 pub const GATED: &str = "gated";
 
+/// The same with a network that gives pods an address and no interface.
+pub const NO_INTERFACE: &str = "no-interface";
+
+/// The same with a network of nothing but loopback.
+pub const ONLY_LOOPBACK: &str = "only-loopback";
+
 /// The same by the sandbox API, where containerd has that.
 const SANDBOX_API_HANDLER: &str = "sandbox-api";
 
@@ -251,14 +257,12 @@ fn merged(mut one: Value, other: Value) -> Value {
 
 /// The part of the configuration for Kubernetes, with a network of the test's own.
 fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
-    let network = directory.join("cni");
-    fs::create_dir(&network).expect("a directory");
     let subnet = format!("10.214.{}.0/24", subnet_of(id));
     let addresses = json!({"type": "host-local", "subnet": subnet, "dataDir": directory.join("addresses")});
-    let plugins = json!([{"type": "ptp", "ipam": addresses}]);
+    let cni = network(directory, id, &json!({"type": "ptp", "ipam": addresses}));
+    let bare = network(directory, NO_INTERFACE, &json!({"type": "host-local", "ipam": addresses}));
+    let lonely = network(directory, ONLY_LOOPBACK, &json!({"type": "loopback"}));
     let other = directory.join("other.toml");
-    let list = json!({"cniVersion": "0.4.0", "name": id, "plugins": plugins});
-    fs::write(network.join("10-test.conflist"), list.to_string()).expect("a file");
     let gated = directory.join("gated.json");
     let mut spec = starting_spec();
     spec["hooks"] = gates.hooks(None);
@@ -274,7 +278,7 @@ fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
         "disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = {PAUSE:?}\nnetns_mounts_under_state_dir = true\nrestrict_oom_score_adj = true\n\
-         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {CNI_PROGRAMS:?}\nconf_dir = {network:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {CNI_PROGRAMS:?}\nconf_dir = {cni:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{HANDLER}]\n\
@@ -285,11 +289,24 @@ fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
          ConfigPath = {other:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{GATED}]\n\
          runtime_type = \"io.containerd.sandbox.v2\"\nbase_runtime_spec = {gated:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{NO_INTERFACE}]\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\ncni_conf_dir = {bare:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{ONLY_LOOPBACK}]\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\ncni_conf_dir = {lonely:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}]\n\
          runtime_type = \"io.containerd.sandbox.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{SYSTEMD}.options]\n\
          SystemdCgroup = true\n{sandbox_api}"
     )
+}
+
+/// The configuration of a network for pods, with one plugin. Returns its directory.
+fn network(directory: &Path, name: &str, plugin: &Value) -> PathBuf {
+    let network = directory.join("cni").join(name);
+    fs::create_dir_all(&network).expect("a directory");
+    let list = json!({"cniVersion": "0.4.0", "name": name, "plugins": [plugin]});
+    fs::write(network.join("10-test.conflist"), list.to_string()).expect("a file");
+    network
 }
 
 /// Tests of one process run side by side, and each has a number.

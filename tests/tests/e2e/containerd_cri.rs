@@ -1,7 +1,7 @@
 //! Pods, as a kubelet makes them, by containerd's service for Kubernetes.
 
 use sandbox_tests::containerd::{SHIM, STRANGER, USER};
-use sandbox_tests::kubelet::{CONFIGURED, EXITED, RUNNING, SYSTEMD};
+use sandbox_tests::kubelet::{CONFIGURED, EXITED, NO_INTERFACE, ONLY_LOOPBACK, RUNNING, SYSTEMD};
 use sandbox_tests::leaks::cgroups_named;
 use sandbox_tests::{Kubelet, skip};
 use serde_json::{Value, json};
@@ -140,7 +140,12 @@ fn a_pod_that_cannot_be_is_refused_and_leaves_its_name_free() {
     };
     refused(json!({"handler": "unknown"}), "unknown");
     refused(json!({"host_network": true}), "the host's network");
-    let pod = kubelet.pod("pod");
+    refused(json!({"handler": ONLY_LOOPBACK}), "failed to find network info");
+    // An address without an interface, as where a device of its own is the pod's network, is a pod: with its loopback.
+    let pod = kubelet.pod_with("pod", json!({"handler": NO_INTERFACE}));
+    let talk = "nc -l -p 7000 -e echo heard & until nc 127.0.0.1 7000 </dev/null; do sleep 0.1; done";
+    let (_, log) = kubelet.run(&pod, "one", &format!("ls /sys/class/net; {talk} 2>/dev/null"), json!({}));
+    assert_eq!(log, "lo\nheard\n");
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
 }
