@@ -16,6 +16,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -104,13 +105,45 @@ fn privilege_remedy(error: Errno) -> &'static str {
     if error == Errno::PERM { ": run it as root (it needs CAP_SYS_ADMIN)" } else { "" }
 }
 
-/// Moves the process into its jail. It must have no other thread yet.
+/// Namespaces for the process alone: a network without an interface, System V IPC, and names. Sockets with abstract
+/// names are of a network namespace, and need no file to be reached.
+///
+/// To make a network is the longest step of a jail. Namespaces are a thread's, so another thread can make these
+/// meanwhile.
+pub struct Apart([OwnedFd; 3]);
+
+impl Apart {
+    /// Makes them, for the calling thread and for who enters the jail.
+    pub fn make() -> Result<Self, Error> {
+        let kinds = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        // SAFETY: no memory and no descriptor is of a namespace of these kinds.
+        unsafe { rustix::thread::unshare_unsafe(kinds) }.map_err(Error::Namespaces)?;
+        let open = |name| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::open(name, flags, Mode::empty()).map_err(at("opening the namespaces"))
+        };
+        Ok(Self([
+            open("/proc/thread-self/ns/net")?,
+            open("/proc/thread-self/ns/ipc")?,
+            open("/proc/thread-self/ns/uts")?,
+        ]))
+    }
+
+    fn enter(&self) -> Result<(), Error> {
+        self.0.iter().try_for_each(|namespace| {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), None).map_err(Error::Namespaces)
+        })
+    }
+}
+
+/// Moves the process into its jail. It must have no other thread any more.
 ///
 /// Afterwards every path that the process names is one of the jail: [`SHARE`] holds `shares`, [`VSOCK`] is
 /// `vsock_directory`. Programs that it executes gain no privileges.
-pub fn enter(shares: &[ShareEntry], vsock_directory: Option<&Path>) -> Result<(), Error> {
+pub fn enter(shares: &[ShareEntry], vsock_directory: Option<&Path>, apart: &Apart) -> Result<(), Error> {
     check_single_thread()?;
-    leave_namespaces()?;
+    apart.enter()?;
+    leave_mounts()?;
     let sources = shares.iter().map(Source::of_share).collect::<Result<Vec<_>, _>>()?;
     let vsock = vsock_directory.map(Source::of_vsock).transpose()?;
 
@@ -136,12 +169,16 @@ fn at(step: &'static str) -> impl Fn(Errno) -> Error {
 /// before it takes it off the list.
 const JOINED_THREAD_TIME: Duration = Duration::from_secs(1);
 
+/// The links of the directory of a process's threads, if there is one.
+const ONE_THREAD: u64 = 3;
+
 fn check_single_thread() -> Result<(), Error> {
     let deadline = Instant::now() + JOINED_THREAD_TIME;
     loop {
-        // Without /proc nothing can be counted, and the caller's word has to do.
-        let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
-        if threads == 1 {
+        // Itself, its parent and one for each thread. Without /proc nothing can be counted, and the caller's word has
+        // to do.
+        let links = std::fs::metadata("/proc/self/task").map_or(ONE_THREAD, |directory| directory.nlink());
+        if links == ONE_THREAD {
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -151,12 +188,10 @@ fn check_single_thread() -> Result<(), Error> {
     }
 }
 
-/// Leaves the host's mount namespace for a copy in which nothing spreads to the host, and its network, System V IPC
-/// and names for nothing: sockets with abstract names are of a network namespace, and need no file to be reached.
-fn leave_namespaces() -> Result<(), Error> {
-    let all = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    // SAFETY: no thread shares this one's file system attributes or namespaces, as was checked before.
-    unsafe { rustix::thread::unshare_unsafe(all) }.map_err(Error::Namespaces)?;
+/// Leaves the host's mount namespace for a copy in which nothing spreads to the host.
+fn leave_mounts() -> Result<(), Error> {
+    // SAFETY: no thread shares this one's file system attributes, as was checked before.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Error::Namespaces)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(at("keeping mounts inside"))
 }

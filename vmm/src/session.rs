@@ -12,6 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::confine::{self, Kind};
 use crate::control::{Control, ListenError, Verdict};
 use crate::events::{EventSocket, Peer};
+use crate::kvm::load::Loaded;
 use crate::kvm::open::KvmUnusable;
 use crate::kvm::{self, KvmMachine};
 use crate::machine::{Machine, MachineError};
@@ -101,11 +102,12 @@ fn make_machine(
         let machine = QemuMachine::start(config, timeline)?;
         return Ok((Box::new(machine), "it was asked for".to_owned()));
     }
-    let (probed, guest) = kvm::load::load(config)?;
+    let Loaded { probed, guest, apart } = kvm::load::load(config)?;
     timeline.step("create the virtual machine, probe it, load the kernel and the image");
     match (probed, config.machine()) {
         (Ok((bare, speed)), choice) => {
-            let machine = KvmMachine::start(bare, guest?, config, timeline)?;
+            let machine =
+                KvmMachine::start(bare, guest?, &apart.map_err(kvm::StartError::Jail)?, config, timeline)?;
             let asked = if choice == MachineChoice::Kvm { "it was asked for; " } else { "" };
             Ok((Box::new(machine), format!("{asked}{}", speed.describe())))
         }

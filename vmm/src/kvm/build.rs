@@ -22,7 +22,7 @@ use crate::devices::blk::image::ImageError;
 use crate::devices::net::NetError;
 use crate::fs::Access;
 use crate::fs::blocks::Blocks;
-use crate::jail;
+use crate::jail::{self, Apart};
 use crate::legacy::serial::{SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::legacy::{
     CLOCK_PORT, CLOCK_PORTS, Clock, KEYBOARD_PORT, KEYBOARD_PORTS, KeyboardController, POWER_OFF_PORT,
@@ -91,13 +91,14 @@ impl KvmMachine {
     pub fn start(
         bare: Bare,
         guest: Guest,
+        apart: &Apart,
         config: &Config,
         timeline: &mut Timeline,
     ) -> Result<Self, StartError> {
         let Bare { first, vm, layout, memory, supported, vcpus: count } = bare;
         let mut opened = Opened::open(config)?;
         timeline.step("open files");
-        jail::enter(config.shares(), config.vsock().and_then(|vsock| vsock.socket.parent()))?;
+        jail::enter(config.shares(), config.vsock().and_then(|vsock| vsock.socket.parent()), apart)?;
         if let Some(ids) = config.ids() {
             identity::take(ids.vmm).map_err(host("take ids of its own"))?;
         }

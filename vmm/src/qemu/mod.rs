@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::confine::{self, Kind, identity};
 use crate::fs::Fs;
 use crate::fs::blocks::Blocks;
-use crate::jail;
+use crate::jail::{self, Apart};
 use crate::legacy::console::ConsoleFile;
 use crate::machine::{Machine, MachineError};
 use crate::panic_log;
@@ -96,7 +96,7 @@ impl QemuMachine {
         timeline.step("start qemu");
 
         let vsock_directory = config.vsock().and_then(|vsock| vsock.socket.parent());
-        jail::enter(config.shares(), vsock_directory)?;
+        jail::enter(config.shares(), vsock_directory, &Apart::make()?)?;
         if let Some(ids) = ids {
             identity::take(ids.vmm).map_err(Error::Identity)?;
         }
