@@ -73,7 +73,9 @@ class Podman:
 
     def take_down(self):
         self.do(self.wrapper, "rm", "--all", "--force", "--time", "0")
-        subprocess.run(["umount", "--quiet", os.path.join(self.directory, "root", "overlay")], check=False)
+        # Two that start at once mount it twice.
+        while subprocess.run(["umount", "--quiet", os.path.join(self.directory, "root", "overlay")]).returncode == 0:
+            pass
         # Podman leaves the parent, and that of its conmons.
         for pattern in ("", "*/"):
             for parent in glob.glob(f"/sys/fs/cgroup/{pattern}{CGROUP}"):
