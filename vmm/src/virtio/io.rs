@@ -226,3 +226,43 @@ impl<'m> Buffers<'m> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use vm_memory::{GuestAddress, GuestMemory as _};
+
+    use super::*;
+    use crate::virtio::GuestMemory;
+
+    #[test]
+    fn what_a_write_took_is_not_written_again() {
+        const BYTES: usize = 1 << 20;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), BYTES)]).unwrap();
+        let text: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+        memory.write_slice(&text, GuestAddress(0)).unwrap();
+        let mut buffers = Buffers::default();
+        for at in (0..BYTES).step_by(BYTES / 16) {
+            buffers.push(memory.get_slice(GuestAddress(at as u64), BYTES / 16).unwrap());
+        }
+
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let (mut come, mut calls) = (vec![], 0);
+        while !buffers.is_empty() {
+            let left = buffers.len();
+            let taken = buffers.write_to(ours.as_fd()).unwrap();
+            assert_eq!(buffers.len(), left - taken);
+            calls += 1;
+            // Reads what there is, which makes room.
+            assert_eq!(theirs.read_to_end(&mut come).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+        assert!(calls > 1, "the socket has taken all of it at once");
+        assert!(come == text, "{} bytes have come of {BYTES}", come.len());
+    }
+}
