@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use sandbox_vmm_api::{EVENT_FD, VmConfig, VmEvent};
 
 use crate::descriptor::{self, Ties};
@@ -153,7 +154,7 @@ impl Machine {
     fn end(&mut self) {
         let _ = self.events.shutdown(Shutdown::Both);
         if !self.wait(Instant::now() + STOP_TIME) {
-            let _ = self.child.kill();
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
         let _ = self.child.wait();
         process::reap_orphans(Instant::now() + STOP_TIME);
@@ -208,5 +209,35 @@ fn keep_log(from: impl Read, log: &Mutex<VecDeque<String>>, to: LogTo) {
             log.pop_front();
         }
         log.push_back(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandbox_vmm_api::ExitReason;
+
+    use super::*;
+    use crate::sandbox::Inbox;
+
+    /// How many events are understood of what a machine sends, before the conversation is over.
+    fn understood(bytes: Vec<u8>) -> usize {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        // It fails where not all of it is read.
+        let machine = std::thread::spawn(move || theirs.write_all(&bytes));
+        let inbox = Inbox::new();
+        read_events(ours, &inbox.sender());
+        let _ = machine.join().unwrap();
+        std::iter::from_fn(|| inbox.next(Some(Instant::now()))).count()
+    }
+
+    #[test]
+    fn a_line_without_end_or_sense_ends_the_conversation() {
+        let event =
+            [serde_json::to_vec(&VmEvent::Exited { reason: ExitReason::PowerOff }).unwrap(), b"\n".to_vec()]
+                .concat();
+        assert_eq!(understood(event.repeat(2)), 2);
+        for nonsense in [vec![b' '; 4 << 20], b"{}\n".to_vec(), b"\xff\n".to_vec(), event[1..].to_vec()] {
+            assert_eq!(understood([&event[..], &nonsense, &event].concat()), 1);
+        }
     }
 }
