@@ -45,6 +45,7 @@ struct Thread {
     uid: u32,
     no_new_privileges: bool,
     system_call_filter: bool,
+    /// Those that it has or can have: what is permitted and not in effect is one system call away.
     capabilities: Vec<String>,
 }
 
@@ -134,7 +135,7 @@ impl Thread {
         let status = fs::read_to_string(task.join("status"))?;
         let number =
             |field| first_number(&status, field).ok_or_else(|| io::Error::other(format!("no {field}")));
-        let held = caps::read(i32::try_from(tid).ok(), CapSet::Effective).map_err(io::Error::other)?;
+        let held = caps::read(i32::try_from(tid).ok(), CapSet::Permitted).map_err(io::Error::other)?;
         let mut capabilities: Vec<String> = held.iter().map(ToString::to_string).collect();
         capabilities.sort();
         Ok(Self {
