@@ -26,6 +26,11 @@ fn half_a_frame_is_no_frame() {
 }
 
 #[test]
+fn a_frame_that_is_no_message_ends_the_sandbox() {
+    lies("nonsense", &["a frame is not what was expected"]);
+}
+
+#[test]
 fn a_reply_that_nobody_asked_for_ends_the_sandbox() {
     lies("unasked", &["request 4711, which was never made"]);
 }
