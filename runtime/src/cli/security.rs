@@ -182,7 +182,11 @@ mod tests {
 
     #[test]
     fn a_process_is_read_as_it_is() {
-        let process = Process::read(std::process::id()).unwrap();
+        // One with a thread that stays: this one has those of other tests.
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::read(child.id());
+        child.kill().and_then(|()| child.wait()).unwrap();
+        let process = process.unwrap();
         assert!(!process.own_root && process.own_namespaces.values().all(|own| !own));
         let thread = process.threads.iter().find(|thread| thread.tid == process.pid).unwrap();
         assert_eq!(thread.uid, rustix::process::geteuid().as_raw());
