@@ -97,6 +97,7 @@ impl Agent {
         let shared = self.shared_by(&create)?;
         let filter = container::filter_of(&create.spec).map_err(other)?;
         let devices = container::attach_devices(&create.devices, &mut create.spec).map_err(other)?;
+        container::make_volumes(&create.volumes).map_err(other)?;
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
         let secret = self.stream_secret.clone();
         let owner = Owner { container: &create.container, process: "", secret: &secret };

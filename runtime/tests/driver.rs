@@ -112,6 +112,7 @@ fn container(state: &Path, name: &str) -> ContainerPlan {
             streams: Streams { stdin: true, stdout: true, stderr: true },
             joined: vec![],
             devices: vec![],
+            volumes: vec![],
         },
     }
 }

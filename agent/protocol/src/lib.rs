@@ -19,6 +19,7 @@ mod processes;
 mod stats;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,9 @@ pub const MAX_STREAM_HELLO_BYTES: u32 = 1 << 10;
 
 /// Where the guest mounts the virtio-fs share.
 pub const SHARE_MOUNT: &str = "/run/sandbox/share";
+
+/// Where the guest has volumes in its own memory, each in a directory of its name.
+pub const MEMORY_MOUNT: &str = "/run/sandbox/memory";
 
 /// The first frame on the control connection: the guest is ready.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -185,7 +189,7 @@ pub struct Create {
     /// The container's id.
     pub container: String,
     /// The validated OCI configuration. Every host path in it has been replaced by the guest path at which the
-    /// share shows it: `root.path` and the sources of bind mounts.
+    /// share, or a volume in the guest's memory, shows it: `root.path` and the sources of bind mounts.
     pub spec: Spec,
     /// Where writes to the root file system go.
     pub root: RootWrites,
@@ -201,6 +205,33 @@ pub struct Create {
     /// The block devices of the host that it is given. The configuration has them by their numbers on the host.
     #[serde(default)]
     pub devices: Vec<BlockDevice>,
+    /// The volumes in the guest's memory that it mounts.
+    #[serde(default)]
+    pub volumes: Vec<MemoryVolume>,
+}
+
+/// A volume in the guest's memory: made for the first container that mounts it, it stays for as long as the guest.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct MemoryVolume {
+    /// Its directory in [`MEMORY_MOUNT`].
+    pub name: String,
+    /// The bytes that it may hold, if the guest has that much memory.
+    pub bytes: u64,
+    /// The directories that it has to have: itself, whose path is empty, and each one after those that lead to it.
+    pub directories: Vec<Directory>,
+}
+
+/// A directory that is made where there is none.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Directory {
+    /// Its path in what it belongs to.
+    pub path: PathBuf,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its permissions.
+    pub mode: u32,
 }
 
 /// A block device of the host that a container is given.

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | what can be had at all | [`namespaces`], [`user_namespace`] |
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
-//! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`block`], [`hidden`] |
+//! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`block`], [`volumes`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`], [`time`] |
 //! | the process | [`rights`], [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
 
@@ -47,6 +47,7 @@ mod time;
 mod update;
 mod user;
 mod user_namespace;
+mod volumes;
 mod workload;
 
 use std::io;
@@ -72,6 +73,7 @@ use rootfs::RootError;
 use scheduling::{InitialCpus, SchedulingError};
 use seccomp::SeccompFilterError;
 use user_namespace::{UserNamespace, UserNamespaceError};
+pub use volumes::make as make_volumes;
 
 /// A container that stands, runs, or has stopped and not been deleted.
 #[derive(Debug)]

@@ -14,10 +14,11 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
+use sandbox_protocol::MEMORY_MOUNT;
 
 use super::beneath::{BeneathError, Kind, Root};
-use super::copy_up;
 use super::mount_options::{Attributes, Bind, MountOptions, Propagation, UnsupportedOption};
+use super::{copy_up, volumes};
 
 /// The most bytes of what the kernel says about a mount that it refuses.
 const KERNEL_WORDS_BYTES: usize = 1024;
@@ -177,7 +178,10 @@ fn tree(
     }
     if options.bind != Bind::No {
         let source = mount.source().as_ref().ok_or(MountStepError::NoSource)?;
-        return clone_tree(source, options.bind);
+        return match source.strip_prefix(MEMORY_MOUNT) {
+            Ok(inside) => clone_of_volume(source, inside, options.bind),
+            Err(_) => clone_tree(source, options.bind),
+        };
     }
     match kind {
         "cgroup" | "cgroup2" => match around.cgroup {
@@ -226,6 +230,17 @@ pub fn clone_tree(source: &Path, bind: Bind) -> Result<OwnedFd, MountStepError> 
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     open_tree(CWD, source, flags).map_err(|e| MountStepError::Source { path: source.to_owned(), source: e })
+}
+
+/// A detached copy of what a volume in the guest's memory has at a path. What containers put there leads nowhere else.
+fn clone_of_volume(source: &Path, inside: &Path, bind: Bind) -> Result<OwnedFd, MountStepError> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if bind == Bind::Recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let failed = |e| MountStepError::Source { path: source.to_owned(), source: e };
+    open_tree(volumes::open(inside).map_err(failed)?, "", flags).map_err(failed)
 }
 
 /// A new file system, mounted nowhere yet.

@@ -171,6 +171,7 @@ impl Guest {
             streams: ALL,
             joined: Vec::new(),
             devices: Vec::new(),
+            volumes: Vec::new(),
         })))
     }
 

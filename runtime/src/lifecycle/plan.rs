@@ -100,7 +100,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
         Role::Member(sandbox) => Pod::find(&place.root, sandbox)?.joined(&mut guest.spec)?,
         Role::Alone | Role::Sandbox => take_joined(&mut guest.spec, |_, _| None)?,
     };
-    let GuestSpec { spec, shares, root } = guest;
+    let GuestSpec { spec, shares, volumes, root } = guest;
     let home = match role {
         Role::Member(_) if !wanted.detached => return Err(Error::Usage(NO_FOREGROUND.into())),
         Role::Member(sandbox) => Home::Pod(PodPlan { sandbox, shares }),
@@ -120,6 +120,7 @@ pub fn plan(wanted: Wanted<'_>, place: &Place, log: &Log) -> Result<Plan, Error>
             streams: Streams { stdin: true, stdout: true, stderr: true },
             joined,
             devices: Vec::new(),
+            volumes,
         },
         blocks: blocks_of(bundle.spec())?,
         id: wanted.id,

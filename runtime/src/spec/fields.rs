@@ -102,7 +102,7 @@ pub const FIELDS: &[Field] = &[
         "mounts[].source",
         Honoured(
             "of a bind mount: a directory or regular file, relative to the bundle or absolute; the host's cgroups \
-             stand for the container's own",
+             stand for the container's own, and the guest's memory for a pod's `/dev/shm` and emptyDir in memory",
         ),
     ),
     field(

@@ -12,6 +12,7 @@ mod cgroup_mounts;
 pub mod fields;
 mod id_maps;
 mod load;
+mod memory_volume;
 mod overrides;
 mod pod;
 mod rates;

@@ -9,11 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
-use sandbox_protocol::{RootWrites, SHARE_MOUNT};
+use sandbox_protocol::{MEMORY_MOUNT, MemoryVolume, RootWrites, SHARE_MOUNT};
 use sandbox_vmm_api::ShareEntry;
 
 use super::validate::is_bind;
-use super::{Bundle, Role, SpecError, cgroup_mounts, id_maps};
+use super::{Bundle, Role, SpecError, cgroup_mounts, id_maps, memory_volume};
 use crate::state::SandboxId;
 use crate::{hooks, network};
 
@@ -27,6 +27,8 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// What the machine shares for it.
     pub shares: Vec<ShareEntry>,
+    /// What it gets in the guest's memory.
+    pub volumes: Vec<MemoryVolume>,
     /// Where writes to the root file system go.
     pub root: RootWrites,
 }
@@ -55,9 +57,17 @@ impl GuestSpec {
         if let Some(root) = spec.root_mut() {
             root.set_path(in_guest(&shares[0]));
         }
+        let mut volumes = Vec::new();
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate().filter(|(_, m)| is_bind(m)) {
             if role != Role::Alone && is_shared_memory(mount) {
                 mount.set_source(Some(SHARED_MEMORY.into()));
+                continue;
+            }
+            if role != Role::Alone
+                && let Some((volume, path)) = memory_volume::of(mount, bundle)
+            {
+                mount.set_source(Some(Path::new(MEMORY_MOUNT).join(&volume.name).join(path)));
+                volumes.push(volume);
                 continue;
             }
             let mut share = share_of(bundle.path(), &top, index, mount)?;
@@ -71,7 +81,7 @@ impl GuestSpec {
             network::Wanted::in_guest(&mut spec);
         }
         spec.set_hooks(hooks::for_guest(spec.hooks().as_ref()));
-        Ok(Self { spec, shares, root })
+        Ok(Self { spec, shares, volumes, root })
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount, umount};
+use sandbox_tests::kubelet::Pod;
 use sandbox_tests::{Disk, Kubelet};
 use serde_json::{Value, json};
 
@@ -16,6 +17,54 @@ fn directory(path: &Path, content: &str) {
 
 fn volume(host: &Path, container: &str) -> Value {
     json!({"host": host, "container": container})
+}
+
+/// A volume in memory as a kubelet makes one, with the group of `fsGroup`; and a part of it, for a container that mounts a
+/// `subPath`. Both are memory of the guest.
+fn memory_is_the_guest_s_and_the_pod_s(kubelet: &Kubelet, pod: &Pod) {
+    let directory = kubelet.containerd.path("pods/1");
+    let cache = directory.join("volumes/kubernetes.io~empty-dir/cache");
+    let part = directory.join("volume-subpaths/cache/two/0");
+    for directory in [&cache, &part] {
+        fs::create_dir_all(directory).expect("a directory");
+    }
+    mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).expect("root");
+    chown(&cache, None, Some(3000)).expect("root");
+    fs::set_permissions(&cache, fs::Permissions::from_mode(0o2777)).expect("root");
+    fs::create_dir(cache.join("part")).expect("a directory");
+    fs::set_permissions(cache.join("part"), fs::Permissions::from_mode(0o2770)).expect("root");
+    mount(Some(&cache.join("part")), &part, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("root");
+
+    let sleep = "exec sleep 1000";
+    let mut whole = json!({"mounts": [volume(&cache, "/cache")], "user": 2000});
+    let a = kubelet.start(pod, "a", sleep, whole.clone());
+    let mounts = json!([volume(&part, "/part"), volume(&cache, "/cache")]);
+    let b = kubelet.start(pod, "b", sleep, json!({"mounts": mounts, "user": 2001, "groups": [3000]}));
+    let made = "stat -c '%a %u %g' /cache; df -k /cache | grep -c ' 1024 '";
+    kubelet.exec(&a, made).expect_stdout("2777 0 3000\n1\n");
+    kubelet.exec(&a, "echo kept >/cache/file; head -c 614400 /dev/zero >/cache/zeroes").expect_code(0);
+    kubelet.exec(&b, "cat /cache/file; stat -c '%u %g' /cache/file").expect_stdout("kept\n2000 3000\n");
+    kubelet.exec(&b, "stat -c '%a %u %g' /part; echo in part >/part/file").expect_stdout("2770 0 3000\n");
+    kubelet.exec(&b, "cat /cache/part/file").expect_stdout("in part\n");
+    kubelet.exec(&a, "ls /cache/part").expect_error(1, &["Permission denied"]);
+    // It is memory of the container that wrote it, and there is no more of it than the volume has.
+    let shared = "sed -n 's/^shmem //p' /sys/fs/cgroup/memory.stat";
+    kubelet.exec(&a, &format!("until [ $({shared}) -ge 614400 ]; do sleep 0.2; done")).expect_code(0);
+    kubelet.exec(&a, "dd if=/dev/zero of=/cache/more bs=1k count=600").expect_error(1, &["No space left"]);
+
+    // It outlives its containers. Nothing of it is on the host, and nothing holds what is mounted there.
+    kubelet.remove(&a);
+    kubelet.remove(&b);
+    whole["attempt"] = 1.into();
+    let again = kubelet.start(pod, "a", sleep, whole);
+    kubelet.exec(&again, "cat /cache/file").expect_stdout("kept\n");
+    let names = |directory: &Path| -> Vec<_> {
+        fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.file_name()).collect()
+    };
+    assert_eq!((names(&cache), names(&part)), (vec!["part".into()], vec![]));
+    for directory in [&part, &cache] {
+        umount(directory).expect("nothing holds it");
+    }
 }
 
 #[test]
@@ -45,6 +94,7 @@ fn directories_files_and_groups_are_as_kubernetes_says() {
     assert!(!top.join("fixed/new").exists());
     let made = fs::metadata(top.join("group/new")).expect("it was written");
     assert_eq!((made.uid(), made.gid()), (2000, 3000));
+    memory_is_the_guest_s_and_the_pod_s(&kubelet, &pod);
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
 }
@@ -57,7 +107,7 @@ fn what_changes_on_the_host_is_seen_and_what_was_used_is_let_go() {
     directory(&top.join("..first"), "first\n");
     symlink("..first", top.join("..data")).expect("a link");
     symlink("..data/file", top.join("file")).expect("a link");
-    // An emptyDir in memory.
+    // A file system that is mounted on the host, and will have to be let go.
     let memory = kubelet.containerd.path("memory");
     fs::create_dir(&memory).expect("a directory");
     mount(Some("tmpfs"), &memory, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).expect("root");
