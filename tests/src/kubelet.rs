@@ -284,7 +284,7 @@ fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{HANDLER}]\n\
          runtime_type = \"io.containerd.sandbox.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{CONFIGURED}]\n\
-         runtime_type = \"io.containerd.sandbox.v2\"\n\
+         runtime_type = \"io.containerd.sandbox.v2\"\npod_annotations = [\"dev.sandbox.*\"]\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{CONFIGURED}.options]\n\
          ConfigPath = {other:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{GATED}]\n\

@@ -154,7 +154,9 @@ fn a_pod_that_cannot_be_is_refused_and_leaves_its_name_free() {
 fn a_handler_has_options() {
     let Some(kubelet) = Kubelet::new("cri-options") else { return };
     let refused = |handler: &str, words: &[&str]| {
-        let config = kubelet.pod_config("pod", json!({"handler": handler, "cgroup": "/tests.slice"}));
+        let besides =
+            json!({"handler": handler, "cgroup": "/tests.slice", "annotations": {"dev.sandbox.vcpus": "2"}});
+        let config = kubelet.pod_config("pod", besides);
         kubelet.ask(["run-pod", &config.to_string()]).expect_error(1, words);
         kubelet.containerd.expect_no_sandbox();
     };
@@ -162,11 +164,17 @@ fn a_handler_has_options() {
     refused(CONFIGURED, &["ConfigPath", "other.toml", "No such file"]);
     std::fs::write(&other, "state.root = \"/elsewhere\"\n").expect("a file");
     refused(CONFIGURED, &["ConfigPath", "`state.root` cannot be set"]);
-    std::fs::write(&other, "machine.pod_memory = \"192M\"\n").expect("a file");
-    let pod = kubelet.pod_with("pod", json!({"handler": CONFIGURED}));
-    let (_, log) = kubelet.run(&pod, "one", "grep MemTotal /proc/meminfo", json!({}));
-    let kib = log.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number");
-    assert!(kib < 192 << 10, "{log}");
+    // What the pod's author asks for is the operator's to grant.
+    let sized = "machine.pod_memory = \"192M\"\n";
+    std::fs::write(&other, sized).expect("a file");
+    refused(CONFIGURED, &["annotations.dev.sandbox.vcpus", "the operator of this host does not allow it"]);
+    std::fs::write(&other, format!("{sized}annotations.allowed = [\"dev.sandbox.vcpus\"]\n"))
+        .expect("a file");
+    let asked = json!({"handler": CONFIGURED, "annotations": {"dev.sandbox.vcpus": "2"}});
+    let pod = kubelet.pod_with("pod", asked);
+    let (_, log) = kubelet.run(&pod, "one", "nproc; grep MemTotal /proc/meminfo", json!({}));
+    let kib = log.split_whitespace().nth(2).and_then(|kib| kib.parse::<u64>().ok()).expect("a number");
+    assert!(log.starts_with("2\n") && kib < 192 << 10, "{log}");
     kubelet.end(&pod);
     kubelet.containerd.expect_no_sandbox();
 
