@@ -39,6 +39,8 @@ fn what_cannot_be_run_is_said_and_leaves_the_name_free() {
     run("", ["/no/such/program"]).expect_error(1, &["/no/such/program"]);
     run("--runtime-config-path /no/other.toml", ["true"]).expect_error(1, &["ConfigPath", "/no/other.toml"]);
     run("--with-ns network:/run/netns/no-such", ["true"]).expect_error(1, &["/run/netns/no-such"]);
+    let nowhere = "--mount type=bind,src=/no/such/volume,dst=/data,options=rbind";
+    run(nowhere, ["true"]).expect_error(1, &["mounts[", ".source", "/no/such/volume", "No such file"]);
     run("--with-ns ipc:/proc/1/ns/ipc", ["true"]).expect_error(1, &["linux.namespaces"]);
     let other = containerd.path("other.toml");
     fs::write(&other, "machine.vcpus = 3\n").expect("a file");

@@ -53,6 +53,18 @@ fn what_a_node_lacks_is_said_and_the_name_of_the_pod_is_free() {
     let pod = kubelet.pod("pod");
     let one = kubelet.start(&pod, "one", SERVICE, json!({}));
     kubelet.exec(&one, "echo sound").expect_stdout("sound\n");
+    // A volume is gone before a container that mounts it is started: the name of the container is free.
+    let volume = containerd.path("volume");
+    let text = volume.display().to_string();
+    let gone = json!({"mounts": [{"host": &volume, "container": "/data"}]});
+    fs::create_dir(&volume).expect("a directory");
+    let id = kubelet.create(&pod, "gone", SERVICE, gone.clone()).expect_code(0).out();
+    fs::remove_dir(&volume).expect("a directory");
+    kubelet.ask(["start", id.trim()]).expect_error(1, &["mounts[", ".source", &text, "No such file"]);
+    kubelet.ask(["remove", id.trim()]).expect_code(0);
+    fs::create_dir(&volume).expect("a directory");
+    let back = kubelet.start(&pod, "gone", SERVICE, gone);
+    kubelet.exec(&back, "ls /data").expect_stdout("");
     // The namespace vanishes under it. The machine has its interfaces by then.
     let namespaces =
         fs::read_dir(containerd.path("run/io.containerd.grpc.v1.cri/netns")).expect("a directory");
