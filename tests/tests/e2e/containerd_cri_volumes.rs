@@ -168,6 +168,11 @@ fn a_raw_block_volume_is_the_host_s_and_is_let_go() {
     let again = kubelet.start(&pod, "one", "exec sleep 1000", besides);
     let read = "dd if=/dev/xvda bs=512 skip=9 count=1 2>/dev/null | head -c 14";
     kubelet.exec(&again, read).expect_stdout("from the guest");
+    // What it has read is in its metrics.
+    let metrics = kubelet.containerd.line(&format!("task metrics --format json {again}")).expect_code(0);
+    let metrics: Value = serde_json::from_slice(&metrics.stdout).expect("it is JSON");
+    let devices = metrics["io"]["usage"].as_array().map(Vec::as_slice).unwrap_or_default();
+    assert!(devices.iter().any(|device| device["rbytes"].as_u64().unwrap_or(0) >= 512), "{metrics}");
     drop(fixed);
     kubelet.exec(&stays, "cat /sys/block/loop*/loop/backing_file | wc -l").expect_stdout("1\n");
     kubelet.remove(&again);
