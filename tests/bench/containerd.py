@@ -123,17 +123,28 @@ def by_turns(samples):
     return taken
 
 
+def annotated(annotations):
+    """Options that make a container one of a pod, in the words of containerd's service for Kubernetes."""
+    return [word for name, value in annotations.items() for word in ("--annotation", f"io.kubernetes.cri.{name}={value}")]
+
+
+def first_of(pod, memory=None):
+    """Options of the first container of a pod, with a machine for so many bytes of its containers."""
+    size = {"sandbox-memory": memory} if memory else {}
+    return annotated({"sandbox-id": pod, "container-type": "sandbox", **size})
+
+
 def compare(containerd):
     """The first container and one more in a pod that runs, against containers of runc."""
     probe = containerd.run("runc", "probe", "true", options=["--rm"])
     runs_runc = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
     containerd.end("probe")
 
-    pod = ["--annotation", "io.kubernetes.cri.sandbox-id=pod", "--annotation"]
-    first = [*pod, "io.kubernetes.cri.container-type=sandbox", "--detach", "--null-io"]
+    first = [*first_of("pod"), "--detach", "--null-io"]
     subprocess.run(containerd.run("sandbox", "pod", "sleep", "1000", options=first), check=True)
     task = containerd.ctr("task", "ps", "pod").stdout.split("\n")[1].split()[0]
-    join = [*pod, "io.kubernetes.cri.container-type=container", "--with-ns", f"network:/proc/{task}/ns/net", "--rm"]
+    join = [*annotated({"sandbox-id": "pod", "container-type": "container"}), "--with-ns",
+            f"network:/proc/{task}/ns/net", "--rm"]
     samples = {
         "alone": lambda: milliseconds(containerd.run("sandbox", "alone", "true", options=["--rm"])),
         "joined": lambda: milliseconds(containerd.run("sandbox", "joined", "true", options=join)),
@@ -162,6 +173,7 @@ def compare(containerd):
 
 def resident():
     """What the shim of the pod has resident."""
+    found = False
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             with open(path) as file:
@@ -170,17 +182,20 @@ def resident():
                 with open(os.path.join(os.path.dirname(path), "status")) as file:
                     kib = next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
                 figures.report("resident memory of a shim", kib / 1024, "MiB", 10)
+                found = True
+    if not found:
+        raise RuntimeError("no shim of the pod is found")
 
 
 def at_once(containerd):
-    """Containers that start together."""
+    """Pods that start together."""
     count = AT_ONCE[machine]
     began = time.monotonic()
-    runs = [subprocess.Popen(containerd.run("sandbox", f"box{n}", "true", options=["--rm", "--memory-limit", "33554432"]),
+    runs = [subprocess.Popen(containerd.run("sandbox", f"pod{n}", "true", options=[*first_of(f"pod{n}", 32 << 20), "--rm"]),
                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for n in range(count)]
     failed = sum(run.wait() != 0 for run in runs)
-    figures.report(f"{machine}: {count} at once, failures", failed, "", 0, f"{time.monotonic() - began:.1f} s")
+    figures.report(f"{machine}: {count} pods at once, failures", failed, "", 0, f"{time.monotonic() - began:.1f} s")
 
 
 if not all(map(shutil.which, ("containerd", "ctr"))):

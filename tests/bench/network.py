@@ -197,6 +197,8 @@ def in_ours_alone(image, size):
         same = there_and_back(size)
         figures.report(f"kvm: TCP, {size} MiB there and back, wrong", 0 if same else 1, "", 0,
                        f"{time.monotonic() - began:.1f} s")
+        if not same:
+            sys.exit(1)
 
 
 with tempfile.TemporaryDirectory() as directory, tap():
