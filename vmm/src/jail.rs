@@ -13,34 +13,26 @@
 //! entry is made read-only by the host's kernel, for itself and for every mount below it, whatever the guest
 //! asks for.
 
-use std::ffi::{CStr, CString};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags,
-};
 use rustix::thread::UnshareFlags;
 use sandbox_id_map::IdMapError;
 use sandbox_vmm_api::ShareEntry;
 
 use crate::fs::Access;
+use crate::root::{self, Refused, Root, at};
 
 /// Where the jail has the share.
 pub const SHARE: &str = "/share";
 
 /// Where the jail has the directory of the vsock sockets.
 pub const VSOCK: &str = "/vsock";
-
-/// Each mount point in the root is an inode of the tmpfs, and nothing else is in it. Threads without root's rights find
-/// their way through it.
-const ROOT_OPTIONS: [(&str, &str); 3] = [("size", "64k"), ("nr_inodes", "16384"), ("mode", "0711")];
 
 /// Why the jail could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -92,13 +84,8 @@ pub enum Error {
         error: Errno,
     },
     /// The root could not be made or changed to.
-    #[error("{step} of the machine's jail: {error}")]
-    Root {
-        /// What was being done.
-        step: &'static str,
-        /// Why.
-        error: Errno,
-    },
+    #[error("{} of the machine's jail: {}", .0.step, .0.error)]
+    Root(#[from] Refused),
 }
 
 fn privilege_remedy(error: Errno) -> &'static str {
@@ -147,22 +134,16 @@ pub fn enter(shares: &[ShareEntry], vsock_directory: Option<&Path>, apart: &Apar
     let sources = shares.iter().map(Source::of_share).collect::<Result<Vec<_>, _>>()?;
     let vsock = vsock_directory.map(Source::of_vsock).transpose()?;
 
-    let root = mount_root()?;
-    let share = make_directory(&root, c"share").map_err(at("making the share directory"))?;
+    let root = Root::new()?;
+    let share = root::make_directory(&root, c"share").map_err(at("making the share directory"))?;
     for source in &sources {
-        source.mount_in(&share)?;
+        source.mount_in(share.as_fd())?;
     }
     if let Some(vsock) = vsock {
-        vsock.mount_in(&root)?;
+        vsock.mount_in(root.as_fd())?;
     }
-    protect_root(&root)?;
-    change_root(&root)?;
-    rustix::thread::set_no_new_privs(true).map_err(at("giving up new privileges"))
-}
-
-/// An error of a step on the root.
-fn at(step: &'static str) -> impl Fn(Errno) -> Error {
-    move |error| Error::Root { step, error }
+    root.enter()?;
+    Ok(rustix::thread::set_no_new_privs(true).map_err(at("giving up new privileges"))?)
 }
 
 /// How long a thread that has been joined may still be counted: the kernel says that it has ended a moment
@@ -192,8 +173,7 @@ fn check_single_thread() -> Result<(), Error> {
 fn leave_mounts() -> Result<(), Error> {
     // SAFETY: no thread shares this one's file system attributes, as was checked before.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Error::Namespaces)?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(at("keeping mounts inside"))
+    Ok(root::keep_mounts_inside()?)
 }
 
 /// Something of the host that the jail shows: a copy of its mounts that is attached nowhere yet.
@@ -229,9 +209,7 @@ impl Source {
 
     fn open(path: &Path, place: &Path, access: Access) -> Result<Self, Error> {
         let failed = |error| Error::Source { path: path.to_owned(), error };
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = rustix::mount::open_tree(CWD, path, flags).map_err(failed)?;
+        let tree = root::copy_tree(path).map_err(failed)?;
         let kind = match FileType::from_raw_mode(rustix::fs::fstat(&tree).map_err(failed)?.st_mode) {
             FileType::Directory => SourceKind::Directory,
             FileType::RegularFile => SourceKind::File,
@@ -249,7 +227,7 @@ impl Source {
     }
 
     /// Attaches the mounts at their place below `top`.
-    fn mount_in(&self, top: &OwnedFd) -> Result<(), Error> {
+    fn mount_in(&self, top: BorrowedFd<'_>) -> Result<(), Error> {
         self.try_mount_in(top).map_err(|error| Error::Place {
             source_path: self.path.clone(),
             place: self.place.clone(),
@@ -257,7 +235,7 @@ impl Source {
         })
     }
 
-    fn try_mount_in(&self, top: &OwnedFd) -> Result<(), Errno> {
+    fn try_mount_in(&self, top: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut names = Vec::new();
         for part in &self.place {
             names.push(CString::new(part.as_encoded_bytes()).map_err(|_| Errno::INVAL)?);
@@ -265,102 +243,26 @@ impl Source {
         let last = names.pop().ok_or(Errno::INVAL)?;
         let mut parent = rustix::io::fcntl_dupfd_cloexec(top, 0)?;
         for name in &names {
-            parent = make_directory(&parent, name)?;
+            parent = root::make_directory(&parent, name)?;
         }
         let point = match self.kind {
-            SourceKind::Directory => make_directory(&parent, &last)?,
-            SourceKind::File => make_file(&parent, &last)?,
+            SourceKind::Directory => root::make_directory(&parent, &last)?,
+            SourceKind::File => root::make_file(&parent, &last)?,
         };
-        attach(&self.tree, point.as_fd(), c"")
+        root::attach(&self.tree, point.as_fd(), c"")
     }
-}
-
-/// Makes a directory unless it is there, and opens it.
-fn make_directory(parent: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
-    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error),
-    }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::empty())
-}
-
-/// Makes an empty file to mount another on, and opens it.
-fn make_file(parent: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o444))
-}
-
-/// Attaches detached mounts.
-fn attach(tree: &OwnedFd, at: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    if name.is_empty() {
-        flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    }
-    rustix::mount::move_mount(tree, c"", at, name, flags)
-}
-
-/// Makes the new root and attaches it over the old one, which stays the process's root for now.
-fn mount_root() -> Result<OwnedFd, Error> {
-    let failed = at("making the root");
-    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(&failed)?;
-    for (key, value) in ROOT_OPTIONS {
-        rustix::mount::fsconfig_set_string(&context, key, value).map_err(&failed)?;
-    }
-    rustix::mount::fsconfig_create(&context).map_err(&failed)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root =
-        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(&failed)?;
-    attach(&root, CWD, c"/").map_err(at("attaching the root"))?;
-    Ok(root)
-}
-
-/// Nothing can be made in the root any more: a guest could fill the host's memory with it.
-fn protect_root(root: &OwnedFd) -> Result<(), Error> {
-    set_attributes(root.as_fd(), AtFlags::EMPTY_PATH, libc::MOUNT_ATTR_RDONLY)
-        .map_err(at("making the root read-only"))
-}
-
-/// Makes `root` the root of the process and lets go of the old one.
-fn change_root(root: &OwnedFd) -> Result<(), Error> {
-    rustix::process::fchdir(root).map_err(at("entering the root"))?;
-    // With both names the same, the old root ends up mounted on the new one and can be detached by that name.
-    rustix::process::pivot_root(".", ".").map_err(at("changing to the root"))?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(at("detaching the host's root"))?;
-    rustix::process::chdir("/").map_err(at("entering the root"))
 }
 
 /// Takes devices, set-user-id and execution from detached mounts, writing too if asked, and their spreading.
 fn protect_tree(tree: BorrowedFd<'_>, access: Access) -> Result<(), Errno> {
     let always = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    let set = match access {
-        Access::ReadOnly => always | libc::MOUNT_ATTR_RDONLY,
-        Access::ReadWrite => always,
-    };
-    set_attributes(tree, AtFlags::EMPTY_PATH | AtFlags::from_bits_retain(libc::AT_RECURSIVE as u32), set)
-}
-
-fn set_attributes(mount: BorrowedFd<'_>, flags: AtFlags, attributes: u64) -> Result<(), Errno> {
-    let request =
-        libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    // SAFETY: the kernel reads an empty string that is terminated and a structure of the length that it is
-    // told, both of which live until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags.bits(),
-            &raw const request,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        return Ok(());
-    }
-    Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+    root::protect_tree(
+        tree,
+        match access {
+            Access::ReadOnly => always | libc::MOUNT_ATTR_RDONLY,
+            Access::ReadWrite => always,
+        },
+    )
 }
 
 #[cfg(test)]

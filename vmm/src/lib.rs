@@ -19,6 +19,7 @@ pub mod panic_log;
 pub mod probe;
 pub mod process;
 pub mod qemu;
+mod root;
 pub mod session;
 pub mod timeline;
 pub mod virtio;

@@ -87,7 +87,9 @@ pub enum Error {
     #[error(transparent)]
     Tap(#[from] TapError),
     /// QEMU is not there.
-    #[error("{PROGRAM} is not installed: install it with `apt install qemu-system-x86`")]
+    #[error(
+        "{PROGRAM} is not installed below /usr or /bin, where it can be confined: `apt install qemu-system-x86`"
+    )]
     NotInstalled,
     /// QEMU could not be executed.
     #[error("starting {PROGRAM}: {0}")]
