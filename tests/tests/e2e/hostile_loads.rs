@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sandbox_tests::bare::{self, Script};
+use sandbox_tests::network::{Net, answer};
 use sandbox_tests::place::{machine, patience};
 use sandbox_tests::process::{POLL, Process};
 use sandbox_tests::{Sandbox, leaks, sandbox, skip};
@@ -105,6 +106,8 @@ fn a_bomb_has_no_more_of_the_processors_than_its_cgroup_and_a_neighbour_works() 
     // A tenth, and a period of it that may have begun before.
     let (passed, used) = (begin.elapsed(), of_bomb.used() - bomb_before);
     assert!(used <= passed / 10 + Duration::from_millis(200), "{used:?} of {passed:?}");
+    let of_neighbour = of_neighbour.used() - before;
+    assert!(of_neighbour >= used, "the neighbour had {of_neighbour:?}, the bomb {used:?}");
     working.end();
     bomb.end();
 }
@@ -203,6 +206,53 @@ fn a_device_with_a_limit_does_no_more_than_that() {
     // The others are what they were.
     let streams = sandbox.run(["sh", "-c", "head -c 4000000 /dev/zero"]).expect_code(0);
     assert_eq!(streams.stdout.len(), 4_000_000);
+}
+
+/// The least time that so much takes, of which the first second's worth is there at once.
+fn least(amount: u64, per_second: u64) -> Duration {
+    Duration::from_secs_f64((amount - per_second) as f64 / per_second as f64)
+}
+
+#[test]
+fn operations_and_streams_have_limits_of_their_own() {
+    const FILES: u64 = 1200;
+    const BYTES: u64 = 3_000_000;
+    let sandbox = sandbox("limited-twice").config(|config| {
+        config["annotations"] = json!({
+            "dev.sandbox.rate.files": "operations=600",
+            "dev.sandbox.rate.streams": "bytes=1000000",
+        });
+    });
+    let begin = Instant::now();
+    // A file is one request at least, and more in fact.
+    let script = format!("i=0; while [ $i -lt {FILES} ]; do : >/$i; i=$((i + 1)); done");
+    sandbox.run(["sh", "-c", &script]).expect_stdout("");
+    let took = begin.elapsed();
+    assert!(took >= least(FILES, 600), "{took:?} for {FILES} files");
+    let begin = Instant::now();
+    let outcome = sandbox.run(["head", "-c", &BYTES.to_string(), "/dev/zero"]).expect_code(0);
+    assert_eq!(outcome.stdout.len() as u64, BYTES);
+    assert!(begin.elapsed() >= least(BYTES, 1_000_000), "{:?} for {BYTES} bytes", begin.elapsed());
+}
+
+#[test]
+fn a_network_has_a_limit_or_is_refused_one() {
+    const BYTES: u64 = 6_000_000;
+    let net = Net::new();
+    net.join(0);
+    let sandbox = sandbox("limited-net").network(&net.inside).config(|config| {
+        config["annotations"] = json!({"dev.sandbox.rate.network": "bytes=2000000"});
+    });
+    if machine() == "qemu" {
+        return drop(sandbox.run(["true"]).expect_error(125, &["no limit for network interfaces", "tc"]));
+    }
+    let server = net.outside.listen("198.18.0.1:6000");
+    let begin = Instant::now();
+    let script = format!("head -c {BYTES} /dev/zero | nc 198.18.0.1 6000");
+    let run = Process::spawn(&mut sandbox.run_command(sandbox.bundle.path(), ["sh", "-c", &script]));
+    assert_eq!(answer(server.accept(), b"").len() as u64, BYTES);
+    assert!(begin.elapsed() >= least(BYTES, 2_000_000), "{:?} for {BYTES} bytes", begin.elapsed());
+    run.wait().expect_code(0);
 }
 
 #[test]
