@@ -11,7 +11,7 @@ use sandbox_protocol::{Call, Configure, Create, Exec, Failure, FailureKind, Join
 
 use crate::configure::configure;
 use crate::container::cgroup::Cgroup;
-use crate::container::{self, Container, First, Shared, Spawned};
+use crate::container::{self, Container, First, KeptMounts, Shared, Spawned};
 use crate::forget;
 use crate::network::{self, Standby};
 use crate::process::{Process, Role, Serial, Stage};
@@ -125,10 +125,12 @@ impl Agent {
                 return Err(failure);
             }
         };
+        let mounts = KeptMounts::of(spawned.pid);
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
         self.hold(serial, connected);
         let name = create.container.clone();
-        self.containers.insert(name, Container::new(create, devices, namespaces, filter, cgroup, serial));
+        let container = Container::new(create, mounts, devices, namespaces, filter, cgroup, serial);
+        self.containers.insert(name, container);
         Ok(())
     }
 

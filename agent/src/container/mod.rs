@@ -34,6 +34,7 @@ mod join;
 mod limits;
 mod mount_options;
 mod mounts;
+mod mounts_kept;
 mod namespaces;
 mod rights;
 mod rlimits;
@@ -66,6 +67,7 @@ pub use block::{LoopDevice, attach as attach_devices};
 use cgroup::{Cgroup, CgroupError};
 use clone::{Cloned, clone_into};
 use filter_program::Program;
+pub use mounts_kept::KeptMounts;
 use namespaces::NamespaceError;
 pub use namespaces::Namespaces;
 use rights::RightsError;
@@ -87,6 +89,8 @@ pub struct Container {
     filter: Option<Program>,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// Its mounts, which go before the devices that they may be of.
+    _mounts: Option<KeptMounts>,
     /// The block devices of the host that it was given, for as long as it is there.
     _devices: Vec<LoopDevice>,
     /// Its first process, which may have ended.
@@ -99,13 +103,15 @@ impl Container {
     /// A container whose first process has been cloned.
     pub fn new(
         create: Create,
+        mounts: Option<KeptMounts>,
         devices: Vec<LoopDevice>,
         namespaces: Namespaces,
         filter: Option<Program>,
         cgroup: Cgroup,
         init: Serial,
     ) -> Self {
-        Self { spec: create.spec, namespaces, filter, cgroup, _devices: devices, init, turn: None }
+        let spec = create.spec;
+        Self { spec, namespaces, filter, cgroup, _mounts: mounts, _devices: devices, init, turn: None }
     }
 }
 
