@@ -64,6 +64,9 @@ enum AtEnd {
     Leave,
 }
 
+/// How long the machine of a monitor that was killed, which dies with it, may still make its sockets.
+const DYING_TIME: Duration = Duration::from_secs(5);
+
 impl StateDir {
     /// Makes the directory of a new sandbox, replacing a dead one of the same id.
     pub fn claim(root: &Path, id: &SandboxId) -> Result<Self, StateError> {
@@ -152,15 +155,22 @@ impl StateDir {
         if !is_same(&self.path, self.lock.as_fd()) {
             return Ok(());
         }
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::Remove { path: self.path.clone(), error })
-            }
-            _ => {
-                self.path.parent().into_iter().for_each(leave_root);
-                Ok(())
+        let deadline = Instant::now() + DYING_TIME;
+        loop {
+            match fs::remove_dir_all(&self.path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(SWEEP_TIME);
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::Remove { path: self.path.clone(), error });
+                }
+                _ => break,
             }
         }
+        self.path.parent().into_iter().for_each(leave_root);
+        Ok(())
     }
 
     /// Removes what a dead sandbox of the same id left.
