@@ -223,24 +223,21 @@ fn keep_mode(options: &mut MountOptions, root: &Root, destination: &Path) -> Res
 
 /// A detached copy of what the guest has at a path. The path's last name is not followed.
 pub fn clone_tree(source: &Path, bind: Bind) -> Result<OwnedFd, MountStepError> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    if bind == Bind::Recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
+    let flags = clone_flags(bind) | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     open_tree(CWD, source, flags).map_err(|e| MountStepError::Source { path: source.to_owned(), source: e })
 }
 
 /// A detached copy of what a volume in the guest's memory has at a path. What containers put there leads nowhere else.
 fn clone_of_volume(source: &Path, inside: &Path, bind: Bind) -> Result<OwnedFd, MountStepError> {
-    let mut flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    if bind == Bind::Recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
+    let flags = clone_flags(bind) | OpenTreeFlags::AT_EMPTY_PATH;
     let failed = |e| MountStepError::Source { path: source.to_owned(), source: e };
     open_tree(volumes::open(inside).map_err(failed)?, "", flags).map_err(failed)
+}
+
+/// How much of what is mounted at a place is copied.
+fn clone_flags(bind: Bind) -> OpenTreeFlags {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if bind == Bind::Recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags }
 }
 
 /// A new file system, mounted nowhere yet.

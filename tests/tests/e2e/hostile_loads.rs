@@ -190,6 +190,11 @@ fn a_volume_that_is_filled_is_full_for_the_guest_and_nobody_else() {
     outcome.expect_stdout("No space left\nNo space left\nbounded\nagain\n");
 }
 
+/// The least time that so much takes, of which the first second's worth is there at once.
+fn least(amount: u64, per_second: u64) -> Duration {
+    Duration::from_secs_f64((amount - per_second) as f64 / per_second as f64)
+}
+
 #[test]
 fn a_device_with_a_limit_does_no_more_than_that() {
     const BYTES: u64 = 8 << 20;
@@ -200,17 +205,10 @@ fn a_device_with_a_limit_does_no_more_than_that() {
     fs::write(sandbox.bundle.root("large"), vec![1; BYTES as usize]).unwrap();
     let begin = Instant::now();
     sandbox.run(["sh", "-c", "cat /large | wc -c"]).expect_stdout(&format!("{BYTES}\n"));
-    // The first second's worth is there at once.
-    let least = Duration::from_secs((BYTES - PER_SECOND) / PER_SECOND);
-    assert!(begin.elapsed() >= least, "{:?} for {BYTES} bytes", begin.elapsed());
+    assert!(begin.elapsed() >= least(BYTES, PER_SECOND), "{:?} for {BYTES} bytes", begin.elapsed());
     // The others are what they were.
     let streams = sandbox.run(["sh", "-c", "head -c 4000000 /dev/zero"]).expect_code(0);
     assert_eq!(streams.stdout.len(), 4_000_000);
-}
-
-/// The least time that so much takes, of which the first second's worth is there at once.
-fn least(amount: u64, per_second: u64) -> Duration {
-    Duration::from_secs_f64((amount - per_second) as f64 / per_second as f64)
 }
 
 #[test]
