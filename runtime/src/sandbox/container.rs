@@ -11,7 +11,7 @@
 //! ```
 //!
 //! `Preparing` is the host's part: its files and hooks. `Showing` is for hooks that are to see its files, where there
-//! are any. `Draining` waits for the output of its first process,
+//! are any. `Draining` waits for the output of its first process, and for the hooks that its start has brought about;
 //! `Settling` for the processes that were added. A sandbox ends when its first container has settled; another
 //! container leaves: the guest forgets it, and its files are taken away.
 
@@ -83,8 +83,6 @@ pub enum Stage {
     Standing,
     /// The agent starts it; somebody may wait for that.
     Starting(Option<SyncSender<Answer>>),
-    /// Its process runs, and the hooks of that are running; somebody may wait for them.
-    Started(Option<SyncSender<Answer>>),
     /// Its process runs.
     Running,
     /// Its process has ended. When its output moved last, and how far it was.
@@ -111,6 +109,10 @@ pub struct Container {
     pub(super) blocks: Vec<Given>,
     /// Whether whoever made it is gone, so that it must not come to stand.
     pub(super) unwanted: bool,
+    /// Whether hooks that come after its start are running, and its end comes after theirs.
+    pub(super) hooks_awaited: bool,
+    /// Who has started it and waits for them.
+    pub(super) starter: Option<SyncSender<Answer>>,
     /// What the agent is doing for it, and until when it has to be done.
     pub(super) due: Option<(Instant, &'static str)>,
     /// When it has to have ended, having been killed.
@@ -151,6 +153,8 @@ impl Container {
             shares: Vec::new(),
             blocks: Vec::new(),
             unwanted: false,
+            hooks_awaited: false,
+            starter: None,
             due: None,
             cut: None,
             abandoned: false,

@@ -237,7 +237,8 @@ impl Ready<'_> {
             reply(asker, Answer::refused(error.to_string()));
             return self.fail(serial, error);
         }
-        container.stage = Stage::Started(asker);
+        container.stage = Stage::Running;
+        (container.hooks_awaited, container.starter) = (true, asker);
         let (after, record) = (container.plan.hooks.poststart.clone(), container.record.clone());
         if serial == self.first {
             self.timeline.mark("start process");
@@ -256,15 +257,8 @@ impl Ready<'_> {
 
     fn hooked(&mut self, serial: Serial, failed: &[String]) {
         let Some(container) = self.containers.get_mut(&serial) else { return };
-        let asker = match &mut container.stage {
-            Stage::Started(asker) => {
-                let asker = asker.take();
-                container.stage = Stage::Running;
-                asker
-            }
-            _ => None,
-        };
-        match asker {
+        container.hooks_awaited = false;
+        match container.starter.take() {
             Some(asker) if failed.is_empty() => reply(Some(asker), Answer::Done),
             Some(asker) => reply(Some(asker), Answer::Data { value: failed.into() }),
             None => failed.iter().for_each(|failed| self.watcher.warn(failed)),
@@ -286,8 +280,6 @@ impl Ready<'_> {
                 return if failed { self.leave(serial) } else { self.fail(serial, Error::EndedEarly) };
             }
             Stage::Standing | Stage::Starting(_) | Stage::Running => {}
-            // Whoever started it need not wait for hooks any longer.
-            Stage::Started(asker) => reply(asker.take(), Answer::Done),
             _ => return Err(NOBODY),
         }
         if let Stage::Starting(asker) = &mut container.stage {
@@ -354,6 +346,7 @@ impl Ready<'_> {
         let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
         container.stage = Stage::Leaving;
         (container.due, container.cut) = (None, None);
+        reply(container.starter.take(), Answer::Done);
         let (shares, machine) = (container.shares.clone(), self.machine_process()?);
         if shares.is_empty() {
             return self.left(serial);
@@ -500,27 +493,23 @@ impl Container {
         self.exit.is_none()
             && matches!(
                 self.stage,
-                Stage::Making
-                    | Stage::Showing
-                    | Stage::Standing
-                    | Stage::Starting(_)
-                    | Stage::Started(_)
-                    | Stage::Running
+                Stage::Making | Stage::Showing | Stage::Standing | Stage::Starting(_) | Stage::Running
             )
     }
 
     /// Waits, as long as that makes sense, until all output has been delivered: for as long as it moves or our own
-    /// side is slow. Added processes end with the container; whoever asked for them hears of it, if that takes no
-    /// time.
+    /// side is slow, or hooks are running that come before those of its end. Added processes end with the container;
+    /// whoever asked for them hears of it, if that takes no time.
     fn settle(&mut self, now: Instant) -> Result<Settled, Error> {
         if let Stage::Draining(moved, before) = self.stage {
             let progress = self.streams.progress();
             // Whoever kills it does not want to wait for a reader that never comes.
             let cut = self.abandoned || self.cut.is_some_and(|cut| cut <= now);
-            if cut || self.streams.are_drained() {
+            if cut || (self.streams.are_drained() && !self.hooks_awaited) {
                 self.cut = None;
                 self.stage = Stage::Settling(now + SETTLE_TIME);
-            } else if progress.is_none() || progress != before {
+                reply(self.starter.take(), Answer::Done);
+            } else if self.hooks_awaited || progress.is_none() || progress != before {
                 self.stage = Stage::Draining(now, progress);
             } else if now.duration_since(moved) > DRAIN_TIME {
                 return Err(Error::NoDrain(DRAIN_TIME));

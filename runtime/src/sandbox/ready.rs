@@ -156,9 +156,10 @@ impl<'a> Ready<'a> {
     pub fn refuse_all(&mut self, error: &Error) {
         let refused = || Answer::refused(error.to_string());
         for container in self.containers.values_mut() {
+            reply(container.starter.take(), refused());
             match &mut container.stage {
                 Stage::Preparing | Stage::Making | Stage::Showing => container.tell(refused()),
-                Stage::Starting(asker) | Stage::Started(asker) => reply(asker.take(), refused()),
+                Stage::Starting(asker) => reply(asker.take(), refused()),
                 _ => {}
             }
         }

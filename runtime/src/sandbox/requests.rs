@@ -71,6 +71,8 @@ impl Ready<'_> {
             Request::Update { resources } => Call::Update { container, resources },
             Request::Resize { width, height } => Call::Resize { container, process, width, height },
             Request::Signal { signal, all } => {
+                // Whoever kills it does not want to wait for a hook that never ends.
+                target.hooks_awaited &= !killed;
                 if killed && target.exit.is_none() {
                     target.cut.get_or_insert(Instant::now() + STOP_TIME);
                 }

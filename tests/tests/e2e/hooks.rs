@@ -1,5 +1,7 @@
 //! Hooks that run on the host, and all six in their order.
 
+use sandbox_tests::gates::Gates;
+use sandbox_tests::process::Process;
 use sandbox_tests::{Sandbox, sandbox};
 use serde_json::{Value, json};
 
@@ -133,13 +135,33 @@ fn a_hook_that_hangs_is_killed_at_its_timeout() {
 #[test]
 fn a_hook_that_fails_later_is_said_and_no_more() {
     let sandbox = sandbox("hook-late");
-    let missing = json!([{"path": "/no/such/hook"}]);
-    let sandbox = with_hooks(sandbox, json!({"poststart": missing, "poststop": missing}));
+    let missing = json!({"path": "/no/such/hook"});
+    // One that fails when the process has long ended.
+    let slow = hook(&sandbox, "sleep 1; echo too late >&2; exit 3");
+    let sandbox = with_hooks(sandbox, json!({"poststart": [missing, slow], "poststop": [missing]}));
     let outcome = sandbox.run(["echo", "ran"]).expect_code(0);
     assert_eq!(outcome.out(), "ran\n");
-    for point in ["poststart", "poststop"] {
-        assert!(outcome.err().contains(&format!("the {point} hook /no/such/hook")), "{outcome}");
+    for said in ["the poststart hook /no/such/hook", "the poststop hook /no/such/hook", "too late"] {
+        assert!(outcome.err().contains(said), "{outcome}");
     }
+}
+
+#[test]
+fn a_container_that_is_killed_waits_for_no_hook() {
+    let sandbox = sandbox("hook-held").command(["echo", "ran"]);
+    let gates = Gates::make(&sandbox.directory().join("gates"));
+    let sandbox = with_hooks(sandbox, gates.hooks(None));
+    let mut container = sandbox.create();
+    gates.close("poststart");
+    let mut starting = Process::spawn(&mut sandbox.verb_command(["start", sandbox.id.as_str()]));
+    gates.wait_at("poststart", &mut starting);
+    container.wait_for_stdout("ran\n");
+    // Its process may have ended or not, and the hook does not end by itself.
+    sandbox.on("kill", ["KILL"]);
+    container.monitor.wait();
+    starting.wait().expect_code(0);
+    gates.open("poststart");
+    sandbox.on("delete", []).expect_stdout("");
 }
 
 #[test]
