@@ -22,16 +22,20 @@ const KIND: &str = "kubernetes.io~empty-dir";
 /// The permissions in a mode, with the bits of set ids and of the sticky directory.
 const PERMISSIONS: u32 = 0o7777;
 
+/// The mounts of the host, as they were when they were read.
+#[derive(Debug, Default)]
+pub struct HostMounts(Vec<Mounted>);
+
 /// The volume that the source of a bind mount is, or is in, and its path in there. `None`: it is in none, or the owners in
 /// the guest's memory would not be those of the host, as where the container has users of its own.
-pub fn of(mount: &Mount, bundle: &Bundle) -> Option<(MemoryVolume, PathBuf)> {
+pub fn of(mount: &Mount, bundle: &Bundle, mounts: &HostMounts) -> Option<(MemoryVolume, PathBuf)> {
     let has = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
     let own_users = bundle.spec().linux().as_ref().is_some_and(|linux| has(linux.uid_mappings()));
     if own_users || has(mount.uid_mappings()) {
         return None;
     }
     let source = bundle.path().join(mount.source().as_ref()?).canonicalize().ok()?;
-    let place = find(&fs::read_to_string("/proc/self/mountinfo").ok()?, &source)?;
+    let place = mounts.find(&source)?;
     let size = rustix::fs::statvfs(&place.top).ok()?;
     let parts: Vec<_> = place.below.ancestors().collect();
     let directories = parts.into_iter().rev().map(|part| directory(&place.top, part));
@@ -63,43 +67,55 @@ struct Place {
     below: PathBuf,
 }
 
-/// Finds a path, which has no links in it, by the text of `/proc/self/mountinfo`: see proc(5).
-fn find(mountinfo: &str, path: &Path) -> Option<Place> {
-    let mounts: Vec<_> = mountinfo.lines().filter_map(Mounted::parse).collect();
-    let above = mounts.iter().filter(|mount| path.starts_with(&mount.point));
-    // Of those at the same place, the last one is on top.
-    let own = above.max_by_key(|mount| mount.point.components().count())?;
-    let is_volume = |mount: &&Mounted<'_>| {
-        let directory = mount.point.parent().and_then(Path::file_name);
-        mount.device == own.device
-            && mount.root == Path::new("/")
-            && directory.is_some_and(|name| name == KIND)
-    };
-    let volume = mounts.iter().filter(|mount| mount.kind == "tmpfs").find(is_volume)?;
-    let below = own.root.strip_prefix("/").ok()?.join(path.strip_prefix(&own.point).ok()?);
-    // Without the slash that joining nothing leaves.
-    Some(Place {
-        device: own.device.to_owned(),
-        top: volume.point.clone(),
-        below: below.components().collect(),
-    })
+impl HostMounts {
+    /// Reads them. Where that fails there are none, and so no volumes.
+    pub fn read() -> Self {
+        Self::parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    /// Those of the text of `/proc/self/mountinfo`: see proc(5).
+    fn parse(mountinfo: &str) -> Self {
+        Self(mountinfo.lines().filter_map(Mounted::parse).collect())
+    }
+
+    /// Finds a path, which has no links in it.
+    fn find(&self, path: &Path) -> Option<Place> {
+        let above = self.0.iter().filter(|mount| path.starts_with(&mount.point));
+        // Of those at the same place, the last one is on top.
+        let own = above.max_by_key(|mount| mount.point.components().count())?;
+        let is_volume = |mount: &&Mounted| {
+            let directory = mount.point.parent().and_then(Path::file_name);
+            mount.device == own.device
+                && mount.root == Path::new("/")
+                && directory.is_some_and(|name| name == KIND)
+        };
+        let volume = self.0.iter().filter(|mount| mount.is_tmpfs).find(is_volume)?;
+        let below = own.root.strip_prefix("/").ok()?.join(path.strip_prefix(&own.point).ok()?);
+        // Without the slash that joining nothing leaves.
+        Some(Place {
+            device: own.device.clone(),
+            top: volume.point.clone(),
+            below: below.components().collect(),
+        })
+    }
 }
 
 /// A line of that text.
-struct Mounted<'a> {
-    device: &'a str,
+#[derive(Debug)]
+struct Mounted {
+    device: String,
     root: PathBuf,
     point: PathBuf,
-    kind: &'a str,
+    is_tmpfs: bool,
 }
 
-impl<'a> Mounted<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
+impl Mounted {
+    fn parse(line: &str) -> Option<Self> {
         let (before, after) = line.split_once(" - ")?;
         let mut before = before.split(' ').skip(2);
         let (device, root, point) = (before.next()?, before.next()?, before.next()?);
-        let kind = after.split(' ').next()?;
-        Some(Self { device, root: unescaped(root), point: unescaped(point), kind })
+        let is_tmpfs = after.split(' ').next()? == "tmpfs";
+        Some(Self { device: device.to_owned(), root: unescaped(root), point: unescaped(point), is_tmpfs })
     }
 }
 
@@ -130,8 +146,9 @@ mod tests {
     #[test]
     fn a_volume_is_known_and_a_part_of_it_wherever_that_is_mounted() {
         let volume = "/pods/1/volumes/kubernetes.io~empty-dir/cache";
+        let mounts = HostMounts::parse(MOUNTS);
         let found =
-            |path: &str| find(MOUNTS, Path::new(path)).map(|place| (place.device, place.top, place.below));
+            |path: &str| mounts.find(Path::new(path)).map(|place| (place.device, place.top, place.below));
         for (path, below) in [
             (volume, ""),
             ("/pods/1/volumes/kubernetes.io~empty-dir/cache/sub/deep", "sub/deep"),
@@ -151,6 +168,6 @@ mod tests {
         }
         // What is mounted over it is not in it.
         let over = format!("{MOUNTS}34 31 0:22 / {volume} rw - ext4 /dev/sda1 rw\n");
-        assert_eq!(find(&over, Path::new(volume)), None);
+        assert_eq!(HostMounts::parse(&over).find(Path::new(volume)), None);
     }
 }

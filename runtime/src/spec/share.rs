@@ -12,6 +12,7 @@ use oci_spec::runtime::{Mount, Spec};
 use sandbox_protocol::{MEMORY_MOUNT, MemoryVolume, RootWrites, SHARE_MOUNT};
 use sandbox_vmm_api::ShareEntry;
 
+use super::memory_volume::HostMounts;
 use super::validate::is_bind;
 use super::{Bundle, Role, SpecError, cgroup_mounts, id_maps, memory_volume};
 use crate::state::SandboxId;
@@ -58,13 +59,15 @@ impl GuestSpec {
             root.set_path(in_guest(&shares[0]));
         }
         let mut volumes = Vec::new();
+        // Only those of a pod are looked for among them.
+        let mounts = if role == Role::Alone { HostMounts::default() } else { HostMounts::read() };
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate().filter(|(_, m)| is_bind(m)) {
             if role != Role::Alone && is_shared_memory(mount) {
                 mount.set_source(Some(SHARED_MEMORY.into()));
                 continue;
             }
             if role != Role::Alone
-                && let Some((volume, path)) = memory_volume::of(mount, bundle)
+                && let Some((volume, path)) = memory_volume::of(mount, bundle, &mounts)
             {
                 mount.set_source(Some(Path::new(MEMORY_MOUNT).join(&volume.name).join(path)));
                 volumes.push(volume);
