@@ -1,5 +1,7 @@
 //! A fixed pseudo-random sequence, and a checksum, that host and guest compute alike.
 
+use std::io::{self, Read, Write};
+
 /// Fills `buffer`, whose length is a multiple of 8, with the next part of the sequence (xorshift64).
 pub fn fill(buffer: &mut [u8], state: &mut u64) {
     for word in buffer.chunks_exact_mut(8) {
@@ -7,6 +9,31 @@ pub fn fill(buffer: &mut [u8], state: &mut u64) {
         *state ^= *state >> 7;
         *state ^= *state << 17;
         word.copy_from_slice(&state.to_le_bytes());
+    }
+}
+
+/// Writes the first `bytes` bytes of the sequence.
+pub fn write(to: &mut impl Write, bytes: usize) -> io::Result<()> {
+    let (mut left, mut state) = (bytes, 1);
+    let mut buffer = vec![0; 64 << 10];
+    while left > 0 {
+        fill(&mut buffer, &mut state);
+        let now = left.min(buffer.len());
+        to.write_all(&buffer[..now])?;
+        left -= now;
+    }
+    Ok(())
+}
+
+/// The checksum of all that can be read, as it is printed.
+pub fn checksum(from: &mut impl Read) -> io::Result<String> {
+    let mut sum = Checksum::default();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(sum.to_string()),
+            n => sum.add(&buffer[..n]),
+        }
     }
 }
 
@@ -32,6 +59,17 @@ impl Checksum {
     }
 }
 
+impl Write for Checksum {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        self.add(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl std::fmt::Display for Checksum {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rest = self.rest.iter().fold(0, |value: u64, byte| value << 8 | u64::from(*byte));
@@ -42,7 +80,7 @@ impl std::fmt::Display for Checksum {
 /// The checksum of the first `bytes` bytes of the sequence, as it is printed.
 pub fn checksum_of(bytes: usize) -> String {
     let mut sum = Checksum::default();
-    sum.add(&sequence(bytes));
+    write(&mut sum, bytes).expect("a sum has room for all");
     sum.to_string()
 }
 
