@@ -2,7 +2,7 @@
 //! that dies: it does nothing of what it is asked, says that it has, and dies at one of the requests.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,6 +21,9 @@ const VERSION: u32 = 1;
 const FLOOD: usize = 100_000;
 const CONNECTIONS: usize = 2000;
 
+/// More connections than a host may forgive.
+const CLAIMS: usize = 100;
+
 /// Lies in one way; returns when the host has hung up.
 pub fn tell(how: &str) -> Outcome {
     let mut control = greet().map_err(failed)?;
@@ -35,6 +38,9 @@ pub fn tell(how: &str) -> Outcome {
             let exited = json!({"kind": "event", "event": "exited", "container": "../../nobody", "status": {"code": 0}});
             (0..FLOOD).try_for_each(|_| control.write_all(&frame(&exited)))
         }
+        "hello-again" => hello_again(&mut control),
+        "reply-again" => control.write_all(&done(&request)),
+        "stream-again" => stream_again(&mut control, &request["call"]["stream_secret"]),
         "streams" => {
             let secret = &request["call"]["stream_secret"];
             let hello =
@@ -49,15 +55,47 @@ pub fn tell(how: &str) -> Outcome {
     Ok(())
 }
 
+/// Dials for control once more, which has to be in vain, and says the hello once more where it was said.
+fn hello_again(control: &mut File) -> std::io::Result<()> {
+    match greet().and_then(|mut second| second.read(&mut [0])) {
+        Ok(read) if read > 0 => Err(ErrorKind::AlreadyExists.into()),
+        _ => control.write_all(&frame(&hello())),
+    }
+}
+
+/// Dials for the output of the container's process, writes a line, and claims it again and again with other lines.
+fn stream_again(control: &mut File, secret: &Value) -> std::io::Result<()> {
+    let request = serve(control, "create")?;
+    let container = &request["call"]["container"];
+    let hello = json!({"container": container, "process": "", "stream": "stdout", "secret": secret});
+    let claim = |line: &str| {
+        let mut connection = dial(STREAM_PORT)?;
+        connection.write_all(&frame(&hello)).and_then(|()| connection.write_all(line.as_bytes()))?;
+        Ok::<File, std::io::Error>(connection)
+    };
+    let first = claim("first\n")?;
+    for _ in 0..CLAIMS {
+        // One that is closed at once may not even take the line.
+        let _ = claim("again\n").and_then(|mut again| again.read(&mut [0]));
+    }
+    drop(first);
+    Ok(())
+}
+
 /// Answers requests up to the one with this verb.
 pub fn serve_until(verb: &str) -> Outcome {
     let mut control = greet().map_err(failed)?;
+    serve(&mut control, verb).map(drop).map_err(failed)
+}
+
+/// The same on a connection. Returns that request.
+fn serve(control: &mut File, verb: &str) -> std::io::Result<Value> {
     loop {
-        let request = read(&mut control).map_err(failed)?;
+        let request = read(control)?;
         if request["call"]["verb"] == verb {
-            return Ok(());
+            return Ok(request);
         }
-        control.write_all(&done(&request)).map_err(failed)?;
+        control.write_all(&done(&request))?;
     }
 }
 
@@ -68,9 +106,12 @@ fn failed(error: std::io::Error) -> String {
 /// Dials, and says the hello.
 fn greet() -> std::io::Result<File> {
     let mut control = dial(CONTROL_PORT)?;
-    let hello = json!({"version": VERSION, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 1});
-    control.write_all(&frame(&hello))?;
+    control.write_all(&frame(&hello()))?;
     Ok(control)
+}
+
+fn hello() -> Value {
+    json!({"version": VERSION, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 1})
 }
 
 /// The reply to a request that was carried out.

@@ -22,7 +22,8 @@ pub fn listen_for_agent(path: &Path, sender: Sender) -> Result<Listening, Listen
     let body = move || {
         let lost = match listener.accept() {
             Ok((connection, _)) => {
-                drop(listener);
+                // Whoever dials again is turned away, and not kept waiting for somebody to take it.
+                let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
                 converse(connection, &sender)
             }
             Err(error) => format!("its connection could not be taken: {error}"),
