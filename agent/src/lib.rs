@@ -5,8 +5,8 @@
 //! 1. `boot` makes the descriptors, dials the host, says hello, and mounts what a guest needs;
 //! 2. `serve` waits for the host's requests (`control`, `requests`), for processes that end (`reaper`)
 //!    and for bytes to carry (`stream`);
-//!    (`requests`, `pause` and `resources` carry requests out, `lifecycle` follows processes, `forward` leads
-//!    connections of the host to services of the guest);
+//!    (`requests`, `pause` and `resources` carry requests out, `lifecycle` follows processes, `memory` what
+//!    the kernel kills, `forward` leads connections of the host to services of the guest);
 //! 3. `container` makes containers: it clones a child into new namespaces and a cgroup, and the child sets
 //!    itself up and executes the workload;
 //! 4. `power` ends the machine: on request, when the host is gone, and when the agent itself fails.
@@ -24,6 +24,7 @@ mod forget;
 mod forward;
 mod kmsg;
 mod lifecycle;
+mod memory;
 mod network;
 mod pause;
 mod power;

@@ -204,18 +204,20 @@ impl Agent {
         if !process.outputs.is_empty() {
             return Ok(());
         }
-        let cgroup = self.containers.get(&process.container).map(|c| &c.cgroup);
+        let container = process.container.clone();
+        self.tell_of_kills(&container)?;
+        let Some(process) = self.processes.remove(&serial) else { return Ok(()) };
+        let cgroup = self.containers.get(&container).map(|c| &c.cgroup);
         let event = Event::Exited {
-            container: process.container.clone(),
-            process: process.id.clone(),
             status,
             out_of_memory: cgroup.is_some_and(|c| c.oom_kills() > process.oom_kills_before),
             details: match process.role {
                 Role::Init => cgroup.map(|c| c.counters()).unwrap_or_default(),
                 Role::Exec => BTreeMap::new(),
             },
+            container,
+            process: process.id,
         };
-        self.processes.remove(&serial);
         Ok(self.control.send(&FromAgent::Event(event))?)
     }
 }

@@ -128,6 +128,7 @@ impl Agent {
         let mounts = KeptMounts::of(spawned.pid);
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
         self.hold(serial, connected);
+        self.watch_memory(serial, &cgroup);
         let name = create.container.clone();
         let container = Container::new(create, mounts, devices, namespaces, filter, cgroup, serial);
         self.containers.insert(name, container);

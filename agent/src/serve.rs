@@ -33,6 +33,7 @@ const CHANNEL: u64 = 2;
 const PUMP: u64 = 3;
 const CGROUP: u64 = 4;
 const DIAL: u64 = 5;
+const MEMORY: u64 = 6;
 
 /// Why the loop ended, which ends the guest.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +150,7 @@ impl Agent {
             CHANNEL => self.hear(number)?,
             CGROUP => self.settle()?,
             DIAL => self.dialled(number)?,
+            MEMORY => self.memory_changed(number)?,
             _ => {
                 if let Some(pump) = self.pumps.get_mut(&(number / 2)) {
                     pump.note(number, flags);
@@ -214,6 +216,14 @@ impl Agent {
             Err(Errno::EXIST) => Ok(()),
             added => added.map_err(ServeError::kernel("register a cgroup's events")),
         }
+    }
+
+    /// Sees, from now on, the kernel count what a lack of memory leads to in the container whose first process this is.
+    pub(crate) fn watch_memory(&self, init: Serial, cgroup: &Cgroup) {
+        let token = EventData::new_u64(MEMORY << KIND_SHIFT | init);
+        let flags = EventFlags::PRI | EventFlags::ET;
+        // Without it, kills are told when a process of the container ends.
+        let _ = cgroup.memory_events().map(|events| epoll::add(&self.epoll, events, token, flags));
     }
 
     /// Sees, from now on, that a socket has connected or has failed to.

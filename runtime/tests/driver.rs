@@ -230,6 +230,10 @@ impl Control {
         }));
     }
 
+    fn out_of_memory(&mut self, container: &str) {
+        self.say(&FromAgent::Event(AgentEvent::OutOfMemory { container: container.into() }));
+    }
+
     /// Until the host hangs up.
     fn linger(mut self) {
         let _ = self.0.read_to_end(&mut Vec::new());
@@ -276,7 +280,7 @@ fn a_refusal_of_the_agent_has_its_kind_and_no_control_characters() {
 #[test]
 fn hostile_agents_are_named_and_ended() {
     type Play = fn(Agent);
-    let plays: [(Play, &str); 7] = [
+    let plays: [(Play, &str); 8] = [
         (|agent| agent.hello().linger_after(&u32::MAX.to_le_bytes()), "over the limit"),
         (|agent| agent.hello().linger_after(&[2, 0, 0, 0, b'{', b'}']), "not what was expected"),
         (
@@ -294,6 +298,14 @@ fn hostile_agents_are_named_and_ended() {
                 control.linger();
             },
             "a process that does not exist",
+        ),
+        (
+            |agent| {
+                let mut control = agent.configured();
+                control.out_of_memory("another");
+                control.linger();
+            },
+            "a lack of memory of a container that does not exist",
         ),
         (
             |agent| {
@@ -495,6 +507,34 @@ fn a_container_that_fails_is_not_the_end_of_the_others() {
         control.exited("box", ExitStatus::Code(0));
         drop(first);
         control.linger();
+    });
+    assert_eq!(ending, Ending::Exited { status: ExitStatus::Code(0), out_of_memory: false });
+}
+
+#[test]
+fn kills_for_lack_of_memory_are_told_to_whoever_watches_and_a_flood_of_them_is_not() {
+    let case = Case::new(GOOD);
+    let (sender, serial) = (case.inbox.sender(), case.first.serial);
+    let (watcher, told) = std::sync::mpsc::sync_channel(1000);
+    let ending = case.ending(move |agent| {
+        let mut control = agent.configured();
+        let streams = agent.streams();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        // Before anybody watches, and then more than anybody wants to know.
+        control.out_of_memory("box");
+        sender.send(Event::Request(serial, Ask::WatchMemory, Some(watcher))).unwrap();
+        assert_eq!(told.recv(), Ok(Answer::OutOfMemory));
+        for _ in 0..10_000 {
+            control.out_of_memory("box");
+        }
+        control.exited("box", ExitStatus::Code(0));
+        // One that comes late is past caring.
+        control.out_of_memory("box");
+        drop(streams);
+        control.linger();
+        let more = told.iter().count();
+        assert!((1..1000).contains(&more), "{more}");
     });
     assert_eq!(ending, Ending::Exited { status: ExitStatus::Code(0), out_of_memory: false });
 }

@@ -405,6 +405,12 @@ pub enum Event {
         #[serde(default)]
         details: BTreeMap<String, u64>,
     },
+    /// The kernel has killed at least one process of a container for lack of memory since the last of these. The
+    /// container may live on; if it does not, this comes before its end.
+    OutOfMemory {
+        /// The container.
+        container: String,
+    },
 }
 
 /// How a process ended.

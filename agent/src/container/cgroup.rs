@@ -22,6 +22,9 @@ use crate::boot::{CGROUP_MOUNT, POD_CGROUP};
 /// Lists the files of a cgroup that go with it when it is given to somebody.
 const DELEGATED_FILES: &str = "/sys/kernel/cgroup/delegate";
 
+/// Where the kernel counts what a lack of memory has led to.
+const MEMORY_EVENTS: &str = "memory.events";
+
 /// The cgroup could not be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -69,6 +72,8 @@ pub struct Cgroup {
     path: PathBuf,
     directory: OwnedFd,
     events: File,
+    /// Where the kernel counts memory.
+    memory_events: Option<File>,
 }
 
 impl Cgroup {
@@ -90,7 +95,8 @@ impl Cgroup {
         let directory = open_directory(&path)?;
         let events_path = path.join("cgroup.events");
         let events = File::open(&events_path).map_err(|e| file_error("open", &events_path, e))?;
-        Ok(Self { path, directory, events })
+        let memory_events = File::open(path.join(MEMORY_EVENTS)).ok();
+        Ok(Self { path, directory, events, memory_events })
     }
 
     fn apply(&self, linux: Option<&Linux>) -> Result<(), CgroupError> {
@@ -143,15 +149,18 @@ impl Cgroup {
         self.events.as_fd()
     }
 
+    /// Its `memory.events`, which signals as `cgroup.events` does.
+    pub fn memory_events(&self) -> Option<BorrowedFd<'_>> {
+        self.memory_events.as_ref().map(AsFd::as_fd)
+    }
+
     /// Whether a process is left in it or below it. Taken to be so where it cannot be read.
     pub fn is_populated(&self) -> bool {
         self.event("populated") != Some(0)
     }
 
     fn event(&self, key: &str) -> Option<u64> {
-        let mut text = [0; 256];
-        let n = self.events.read_at(&mut text, 0).ok()?;
-        number_of(&String::from_utf8_lossy(text.get(..n)?), key)
+        number_in(&self.events, key)
     }
 
     /// Has every process in it and below it stand still, or go on; neither is waited for.
@@ -232,7 +241,7 @@ impl Cgroup {
 
     /// How many of its processes have been killed for lack of memory.
     pub fn oom_kills(&self) -> u64 {
-        self.read_number("memory.events", "oom_kill").unwrap_or(0)
+        self.memory_events.as_ref().and_then(|events| number_in(events, "oom_kill")).unwrap_or(0)
     }
 
     /// What it has used, for the report of its end.
@@ -291,6 +300,13 @@ impl AsFd for Cgroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+}
+
+/// The number behind a key in an open flat-keyed file. What it signals from then on is what changes later.
+fn number_in(file: &File, key: &str) -> Option<u64> {
+    let mut text = [0; 256];
+    let n = file.read_at(&mut text, 0).ok()?;
+    number_of(&String::from_utf8_lossy(text.get(..n)?), key)
 }
 
 /// The number behind a key in a flat-keyed file.

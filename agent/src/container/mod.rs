@@ -97,6 +97,8 @@ pub struct Container {
     pub init: Serial,
     /// On its way to a pause, or out of one.
     pub turn: Option<Turn>,
+    /// How many kills for lack of memory the host knows of.
+    pub oom_kills_told: u64,
 }
 
 impl Container {
@@ -111,7 +113,17 @@ impl Container {
         init: Serial,
     ) -> Self {
         let spec = create.spec;
-        Self { spec, namespaces, filter, cgroup, _mounts: mounts, _devices: devices, init, turn: None }
+        Self {
+            spec,
+            namespaces,
+            filter,
+            cgroup,
+            _mounts: mounts,
+            _devices: devices,
+            init,
+            turn: None,
+            oom_kills_told: 0,
+        }
     }
 }
 

@@ -250,9 +250,11 @@ impl Guest {
 
     /// Waits for the end of a process; other ends are kept.
     pub fn exited(&mut self, id: &str, wanted: &str) -> (ExitStatus, bool) {
-        let is_wanted = |event: &Event| {
-            let Event::Exited { container, process, .. } = event;
-            (container.as_str(), process.as_str()) == (id, wanted)
+        let is_wanted = |event: &Event| match event {
+            Event::Exited { container, process, .. } => {
+                (container.as_str(), process.as_str()) == (id, wanted)
+            }
+            Event::OutOfMemory { .. } => false,
         };
         loop {
             if let Some(at) = self.events.iter().position(is_wanted) {

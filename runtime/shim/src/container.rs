@@ -12,10 +12,11 @@ use containerd_shim_protos::events::task::{
     TaskResumed, TaskStart,
 };
 use oci_spec::runtime::{LinuxResources, Mount};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sandbox_protocol::{RootWrites, Stats};
 use sandbox_runtime::lifecycle::{self, Console, MachineWanted, Place, Wanted};
 use sandbox_runtime::log::Log;
-use sandbox_runtime::monitor::Added;
+use sandbox_runtime::monitor::{Added, MemoryWatch};
 use sandbox_runtime::sandbox::Request;
 use sandbox_runtime::spec::Overrides;
 use sandbox_runtime::state::{self, SandboxId};
@@ -114,16 +115,43 @@ impl Container {
 
     /// Waits for the end of what stands for the container, and tells of it.
     fn attend(&self, mut stand_in: Child) {
+        let told = self.watch_memory(&stand_in);
         let code = stand_in.wait().map_or(LOST, |status| exit::code_of_process(status).into());
-        let record = state::find(&self.shared.place.root, &self.id);
-        let out_of_memory = record.is_ok_and(|(_, record)| record.out_of_memory);
-        let _telling = self.init.telling();
-        if out_of_memory {
-            let container_id = self.id.to_string();
-            log::error(Some(&container_id), "the memory limit was reached, and a process was killed");
-            self.shared.events.publish(&TaskOOM { container_id, ..TaskOOM::default() });
+        let record = state::find(self.root(), &self.id);
+        if !told && record.is_ok_and(|(_, record)| record.out_of_memory) {
+            self.out_of_memory();
         }
+        let _telling = self.init.telling();
         self.ended(&self.init, code);
+    }
+
+    /// Tells of kills for lack of memory as they happen, until what stands for the container has ended. Returns whether
+    /// there were any; the record of the container knows of those that were missed.
+    fn watch_memory(&self, stand_in: &Child) -> bool {
+        let end = Pid::from_child(stand_in);
+        let (Ok(end), Ok(socket)) =
+            (pidfd_open(end, PidfdFlags::empty()), lifecycle::socket_of_living(&self.id, self.root()))
+        else {
+            return false;
+        };
+        let Ok(mut watch) = MemoryWatch::start(&socket) else { return false };
+        let mut told = false;
+        while watch.wait(&end) {
+            if !told {
+                let why = "the memory limit was reached, and a process was killed";
+                log::error(Some(self.id.as_str()), why);
+            }
+            told = true;
+            self.out_of_memory();
+        }
+        told
+    }
+
+    fn out_of_memory(&self) {
+        // Not before its start is told.
+        let _telling = self.init.telling();
+        let container_id = self.id.to_string();
+        self.shared.events.publish(&TaskOOM { container_id, ..TaskOOM::default() });
     }
 
     /// Notes the end of a process and tells of it. The caller has the right to tell.
@@ -269,6 +297,8 @@ impl Container {
 
     /// Holds every process.
     pub fn pause(&self) -> Result<(), Error> {
+        // Its end is not told before this.
+        let _telling = self.init.telling();
         self.init.expect(&[Status::Running], "pause")?;
         lifecycle::pause(&self.id, self.root())?;
         self.init.becomes(Status::Paused);
@@ -279,6 +309,7 @@ impl Container {
 
     /// Lets the processes go on.
     pub fn resume(&self) -> Result<(), Error> {
+        let _telling = self.init.telling();
         self.init.expect(&[Status::Paused], "resume")?;
         lifecycle::resume(&self.id, self.root())?;
         self.init.becomes(Status::Running);

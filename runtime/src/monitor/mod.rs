@@ -14,7 +14,7 @@ mod signals;
 mod socket;
 
 pub use lifeline::{FromMonitor, MAX_LIFELINE_BYTES};
-pub use socket::{Added, AskError, Asker, ask, claim, listener};
+pub use socket::{Added, AskError, Asker, MemoryWatch, ask, claim, listener};
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,7 +1,8 @@
 //! A monitor's socket, by which other commands ask something of its sandbox: one line of JSON there, one back.
 //!
 //! [`Request::Exec`] and [`Request::Join`] are longer conversations: the standard streams come with the first bytes of
-//! the line, and the connection then carries requests for the new process or container, and back how it goes.
+//! the line, and the connection then carries requests for the new process or container, and back how it goes. The
+//! answers to [`Request::WatchMemory`] come until the container ends.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +12,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use sandbox_protocol::ExitStatus;
 use sandbox_vmm_api::socket;
 use serde::de::DeserializeOwned;
@@ -133,6 +136,13 @@ fn serve(connection: UnixStream, container: Serial, sender: &Sender, number: usi
             let newcomer = Newcomer { place, ends: ends_of(descriptors), shares, owner };
             match sender.send(Event::Join(Box::new(newcomer))) {
                 Ok(()) => attend(connection, sender, to, &answers),
+                Err(_) => write_line(&connection, &Answer::refused(ENDING)),
+            }
+        }
+        Request::WatchMemory => {
+            let (watcher, answers) = sync_channel(2);
+            match sender.send(Event::Request(container, request, Some(watcher))) {
+                Ok(()) => answers.iter().try_for_each(|answer| write_line(&connection, &answer)),
                 Err(_) => write_line(&connection, &Answer::refused(ENDING)),
             }
         }
@@ -294,6 +304,37 @@ impl Added {
     }
 }
 
+/// Kills for lack of memory in a container, as they happen.
+#[derive(Debug)]
+pub struct MemoryWatch(BufReader<UnixStream>);
+
+impl MemoryWatch {
+    /// Watches the container whose request socket this is.
+    pub fn start(path: &Path) -> Result<Self, AskError> {
+        let ask = || {
+            let connection = socket::connect(path)?;
+            write_line(&connection, &Request::WatchMemory)?;
+            Ok(Self(BufReader::new(connection)))
+        };
+        ask().map_err(|error| AskError::Connection { path: path.into(), error })
+    }
+
+    /// Waits until there was one, or several. `false`: there will be no more, or `end` has become readable, and a
+    /// moment later no more was told.
+    pub fn wait(&mut self, end: impl AsFd) -> bool {
+        if self.0.buffer().is_empty() {
+            let sources = [self.0.get_ref().as_fd(), end.as_fd()];
+            let mut ready = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
+            while matches!(rustix::event::poll(&mut ready, None), Err(Errno::INTR)) {}
+            let [told, _] = ready.map(|source| !source.revents().is_empty());
+            if !told && self.0.get_ref().set_read_timeout(Some(LAST_TIME)).is_err() {
+                return false;
+            }
+        }
+        matches!(read_line(&mut self.0), Ok(Answer::OutOfMemory))
+    }
+}
+
 /// Asks for what concerns an added process.
 #[derive(Debug)]
 pub struct Asker(UnixStream);
@@ -409,6 +450,26 @@ mod tests {
         request.asker.send(Answer::Exited { status: ExitStatus::Code(3) }).unwrap();
         drop(request.asker);
         assert_eq!(asker.join().unwrap(), ExitStatus::Code(3));
+    }
+
+    #[test]
+    fn whoever_watches_memory_hears_of_kills_until_the_container_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let inbox = Inbox::new();
+        let _listening = listen(&path, Serial::next(), inbox.sender()).unwrap();
+        let ((end, _alive), (ended, _)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let mut watch = MemoryWatch::start(&path).unwrap();
+        let Some(Event::Request(_, Request::WatchMemory, Some(watcher))) = inbox.next(None) else {
+            panic!("nobody watches")
+        };
+        watcher.send(Answer::OutOfMemory).unwrap();
+        assert!(watch.wait(&end));
+        watcher.send(Answer::OutOfMemory).unwrap();
+        assert!(watch.wait(&ended), "what was told before the end is heard after it");
+        assert!(!watch.wait(&ended), "nobody says any more");
+        drop(watcher);
+        assert!(!watch.wait(&end));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::time::Instant;
 use sandbox_vmm_api::ShareEntry;
 
 use super::execs::Execs;
+use super::oom_kills::OomKills;
 use super::plan::ContainerPlan;
 use super::streams::{Ends, Streams};
 use super::{Answer, Error, Exit, Sender};
@@ -103,6 +104,7 @@ pub struct Container {
     pub(super) streams: Streams,
     pub(super) execs: Execs,
     pub(super) exit: Option<Exit>,
+    pub(super) oom_kills: OomKills,
     /// What its machine shares for it alone.
     pub(super) shares: Vec<ShareEntry>,
     /// The block devices that its machine has for it.
@@ -150,6 +152,7 @@ impl Container {
             streams,
             execs: Execs::default(),
             exit: None,
+            oom_kills: OomKills::default(),
             shares: Vec::new(),
             blocks: Vec::new(),
             unwanted: false,
@@ -217,6 +220,7 @@ impl Container {
             Stage::Settling(until) => Some(until),
             _ => None,
         };
-        [self.due.map(|(until, _)| until), self.cut, settling].into_iter().flatten().min()
+        let due = self.due.map(|(until, _)| until);
+        [due, self.cut, settling, self.oom_kills.deadline()].into_iter().flatten().min()
     }
 }

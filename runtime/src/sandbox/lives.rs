@@ -287,6 +287,7 @@ impl Ready<'_> {
         }
         let is_first = container.serial == first;
         container.exit = Some(exit);
+        container.oom_kills.end(Instant::now());
         container.last_word = Some(Answer::Exited { status: exit.status });
         container.due = None;
         container.stage = Stage::Draining(Instant::now(), container.streams.progress());
@@ -303,11 +304,24 @@ impl Ready<'_> {
         Ok(())
     }
 
-    /// Leads on those that have ended. Returns how the first has, once all of it has been delivered.
+    /// The memory limit has killed something in a container, the guest says. One that has ended is past caring.
+    pub(super) fn out_of_memory(&mut self, container: &str) -> Result<(), Error> {
+        const NOBODY: Error =
+            Error::Protocol("it reports a lack of memory of a container that does not exist");
+        let container = self.in_guest(container).ok_or(NOBODY)?;
+        if container.exit.is_none() {
+            container.oom_kills.happened(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Leads on those that have ended, and tells what it is time to tell. Returns how the first has, once all of it has
+    /// been delivered.
     pub(super) fn advance(&mut self) -> Result<Option<Exit>, Error> {
         let serials: Vec<Serial> = self.containers.keys().copied().collect();
         for serial in serials {
             let Some(container) = self.containers.get_mut(&serial) else { continue };
+            container.oom_kills.tell(Instant::now());
             match container.settle(Instant::now()) {
                 Ok(Settled::NotYet) => {}
                 Ok(Settled::Yes) if serial == self.first => {
@@ -401,6 +415,7 @@ impl Ready<'_> {
     pub(super) fn owner_gone(&mut self, serial: Serial) -> Result<(), Error> {
         let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
         container.unwanted = true;
+        container.oom_kills.end(Instant::now());
         if container.may_live() { self.kill(serial) } else { Ok(()) }
     }
 

@@ -20,6 +20,7 @@ mod event;
 mod execs;
 mod forwards;
 mod lives;
+mod oom_kills;
 mod plan;
 mod prepared;
 mod ready;

@@ -326,6 +326,9 @@ impl<'a> Ready<'a> {
                 out_of_memory,
                 ..
             }) => return self.exited(&container, &process, Exit { status, out_of_memory }),
+            FromAgent::Event(sandbox_protocol::Event::OutOfMemory { container }) => {
+                return self.out_of_memory(&container);
+            }
         }
         Ok(())
     }

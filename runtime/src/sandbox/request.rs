@@ -59,6 +59,9 @@ pub enum Request {
         /// The limits that change.
         resources: Box<LinuxResources>,
     },
+    /// Tell of kills for lack of memory in the container, as they happen, until it ends: [`Answer::OutOfMemory`] each
+    /// time. Whoever asked for this before is told no more.
+    WatchMemory,
 }
 
 /// The answer to a request.
@@ -77,6 +80,8 @@ pub enum Answer {
         /// Why.
         message: String,
     },
+    /// The kernel of the guest has killed a process of the container for lack of memory, or several.
+    OutOfMemory,
     /// The process of [`Request::Exec`], or the container of [`Request::Join`], has ended, and all its output was
     /// delivered.
     Exited {

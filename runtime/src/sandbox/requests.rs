@@ -66,6 +66,13 @@ impl Ready<'_> {
             Request::Resume => {
                 return self.becomes(serial, Transition::Resumed, Call::Resume { container }, asker);
             }
+            Request::WatchMemory => {
+                target.oom_kills.watched_by(asker, Instant::now());
+                if target.exit.is_some() {
+                    target.oom_kills.end(Instant::now());
+                }
+                return Ok(());
+            }
             Request::Processes => Call::Processes { container },
             Request::Stats => Call::Stats { container },
             Request::Update { resources } => Call::Update { container, resources },

@@ -208,7 +208,14 @@ fn what_happens_is_told_in_order() {
     events.wait_for_stdout("/containers/delete");
     let hog = "x=x; while :; do x=$x$x$x$x; done";
     containerd.run("hog", "--rm --memory-limit 33554432", hog).expect_code(137);
-    events.wait_for_stdout("/tasks/oom");
+    events.wait_for_stdout("/tasks/oom {\"container_id\":\"hog\"");
+    // A child of the first process is told of when it is killed, while the container runs on.
+    let nest = format!("( {hog} ); {SERVICE}");
+    containerd.run("nest", "--detach --null-io --memory-limit 33554432", &nest).expect_code(0);
+    events.wait_for_stdout("/tasks/oom {\"container_id\":\"nest\"");
+    assert_eq!(containerd.status("nest").as_deref(), Some("RUNNING"));
+    containerd.end("nest");
+    events.wait_for_stdout("/containers/delete {\"id\":\"nest\"");
     let seen = events.so_far().0;
     let of = |id: &str| -> Vec<String> {
         let mentions = format!("\"container_id\":\"{id}\"");
@@ -225,6 +232,8 @@ fn what_happens_is_told_in_order() {
         of("hog").starts_with(&["create", "start", "oom", "exit"].map(|topic| format!("/tasks/{topic}"))),
         "{seen}"
     );
+    let expected = ["create", "start", "oom", "exit", "delete"];
+    assert_eq!(of("nest"), expected.map(|topic| format!("/tasks/{topic}")), "{seen}");
     events.kill();
 }
 
