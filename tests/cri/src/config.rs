@@ -34,6 +34,10 @@ pub struct Container {
     pub image: String,
     pub command: Vec<String>,
     pub stdin: bool,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whose processes it sees.
+    pub pid: Pid,
     /// In bytes; 0: none.
     pub memory: i64,
     pub read_only: bool,
@@ -41,6 +45,30 @@ pub struct Container {
     pub groups: Vec<i64>,
     pub mounts: Vec<Volume>,
     pub devices: Vec<Node>,
+}
+
+/// Whose processes a container sees.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pid {
+    /// Its own.
+    #[default]
+    Container,
+    /// Those of all in the pod that say so.
+    Pod,
+    /// Those of the container of this id.
+    Target(String),
+}
+
+/// The limits of a container that are to change.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// In bytes; 0: as it is.
+    pub memory: i64,
+    /// Microseconds of CPU time in each period; 0: as it is.
+    pub cpu_quota: i64,
+    pub cpu_period: i64,
 }
 
 /// A directory or file of the host in a container.
@@ -104,10 +132,7 @@ impl From<Container> for ContainerConfig {
             readonly_rootfs: container.read_only,
             run_as_user: container.user.map(|value| Int64Value { value }),
             supplemental_groups: container.groups,
-            namespace_options: Some(NamespaceOption {
-                pid: NamespaceMode::Container.into(),
-                ..Default::default()
-            }),
+            namespace_options: Some(container.pid.into()),
             ..Default::default()
         };
         let resources =
@@ -118,12 +143,35 @@ impl From<Container> for ContainerConfig {
             image: Some(ImageSpec { image: container.image, ..Default::default() }),
             command: container.command,
             stdin: container.stdin,
+            tty: container.tty,
             mounts: container.mounts.into_iter().map(Into::into).collect(),
             devices: container.devices.into_iter().map(Into::into).collect(),
             linux: Some(LinuxContainerConfig {
                 resources: Some(resources),
                 security_context: Some(security),
             }),
+            ..Default::default()
+        }
+    }
+}
+
+impl From<Pid> for NamespaceOption {
+    fn from(pid: Pid) -> Self {
+        let (mode, target_id) = match pid {
+            Pid::Container => (NamespaceMode::Container, String::new()),
+            Pid::Pod => (NamespaceMode::Pod, String::new()),
+            Pid::Target(id) => (NamespaceMode::Target, id),
+        };
+        Self { pid: mode.into(), target_id, ..Default::default() }
+    }
+}
+
+impl From<Limits> for LinuxContainerResources {
+    fn from(limits: Limits) -> Self {
+        Self {
+            memory_limit_in_bytes: limits.memory,
+            cpu_quota: limits.cpu_quota,
+            cpu_period: limits.cpu_period,
             ..Default::default()
         }
     }

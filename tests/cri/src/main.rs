@@ -7,13 +7,15 @@
 //! sandbox-cri SOCKET exec ID SECONDS COMMAND…        prints output and errors, and ends with the exit code
 //! sandbox-cri SOCKET stream-exec ID INPUT COMMAND…   the same over a connection, on which it writes INPUT as well
 //! sandbox-cri SOCKET attach ID INPUT UNTIL           writes INPUT, prints output until it has UNTIL in it
+//! sandbox-cri SOCKET tty-exec ID SIZE INPUT COMMAND… as stream-exec, on a terminal that is COLUMNSxROWS
+//! sandbox-cri SOCKET tty-attach ID SIZE INPUT UNTIL  as attach, to a container that has a terminal
 //! sandbox-cri SOCKET port-forward ID PORT INPUT      writes INPUT to a port of the pod, prints what comes back
 //! sandbox-cri SOCKET status ID | pod-status ID | stats ID | image NAME     prints JSON
-//! sandbox-cri SOCKET update ID MEMORY                sets the memory limit, in bytes
+//! sandbox-cri SOCKET update ID LIMITS
 //! sandbox-cri SOCKET stop ID | remove ID | stop-pod ID | remove-pod ID
 //! ```
 //!
-//! POD and CONTAINER are JSON: see [`config`].
+//! POD, CONTAINER and LIMITS are JSON: see [`config`].
 
 mod config;
 mod stream;
@@ -92,22 +94,20 @@ async fn run(args: Vec<String>) -> Result<u8, Box<dyn Error>> {
             return Ok(u8::try_from(done.exit_code)?);
         }
         ["stream-exec", id, input, command @ ..] => {
-            let request = ExecRequest {
-                container_id: (*id).into(),
-                cmd: owned(command),
-                stdin: true,
-                stdout: true,
-                stderr: true,
-                tty: false,
-            };
-            let url = client.exec(request).await?.into_inner().url;
-            return stream::converse(&url, input, None);
+            let url = client.exec(exec(id, command, false)).await?.into_inner().url;
+            return stream::converse(&url, None, input, None);
         }
         ["attach", id, input, until] => {
-            let container_id = (*id).into();
-            let request = AttachRequest { container_id, stdin: true, stdout: true, stderr: true, tty: false };
-            let url = client.attach(request).await?.into_inner().url;
-            return stream::converse(&url, input, Some(until));
+            let url = client.attach(attach(id, false)).await?.into_inner().url;
+            return stream::converse(&url, None, input, Some(until));
+        }
+        ["tty-exec", id, size, input, command @ ..] => {
+            let url = client.exec(exec(id, command, true)).await?.into_inner().url;
+            return stream::converse(&url, Some(size), input, None);
+        }
+        ["tty-attach", id, size, input, until] => {
+            let url = client.attach(attach(id, true)).await?.into_inner().url;
+            return stream::converse(&url, Some(size), input, Some(until));
         }
         ["port-forward", id, port, input] => {
             let request = PortForwardRequest { pod_sandbox_id: (*id).into(), port: vec![port.parse()?] };
@@ -131,12 +131,10 @@ async fn run(args: Vec<String>) -> Result<u8, Box<dyn Error>> {
             let request = ImageStatusRequest { image, verbose: false };
             print(&ImageServiceClient::new(channel).image_status(request).await?.into_inner().image)?;
         }
-        ["update", id, memory] => {
-            let linux =
-                LinuxContainerResources { memory_limit_in_bytes: memory.parse()?, ..Default::default() };
+        ["update", id, limits] => {
             let request = UpdateContainerResourcesRequest {
                 container_id: (*id).into(),
-                linux: Some(linux),
+                linux: Some(serde_json::from_str::<config::Limits>(limits)?.into()),
                 ..Default::default()
             };
             client.update_container_resources(request).await?;
@@ -157,6 +155,16 @@ async fn run(args: Vec<String>) -> Result<u8, Box<dyn Error>> {
         words => return Err(format!("not understood: {words:?}").into()),
     }
     Ok(0)
+}
+
+fn exec(id: &str, command: &[&str], tty: bool) -> ExecRequest {
+    // A terminal has one output.
+    let (container_id, stderr) = (id.into(), !tty);
+    ExecRequest { container_id, cmd: owned(command), stdin: true, stdout: true, stderr, tty }
+}
+
+fn attach(id: &str, tty: bool) -> AttachRequest {
+    AttachRequest { container_id: id.into(), stdin: true, stdout: true, stderr: !tty, tty }
 }
 
 fn owned(words: &[&str]) -> Vec<String> {

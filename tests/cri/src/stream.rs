@@ -17,6 +17,7 @@ const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const STATUS: u8 = 3;
+const RESIZE: u8 = 4;
 
 /// Those of a port, and how many bytes of its number each begins with.
 const DATA: u8 = 0;
@@ -51,9 +52,20 @@ fn receive(socket: &mut Socket) -> Result<Option<(u8, Vec<u8>)>, Box<dyn Error>>
     }
 }
 
-/// Writes to a process, and prints what it writes: until it has ended, or has written this. Returns the exit code.
-pub fn converse(url: &str, input: &str, until: Option<&str>) -> Result<u8, Box<dyn Error>> {
+/// Writes to a process, and prints what it writes: until it has ended, or has written this. Returns the exit code. Its
+/// terminal, where it has one, is made as large as this.
+pub fn converse(
+    url: &str,
+    size: Option<&str>,
+    input: &str,
+    until: Option<&str>,
+) -> Result<u8, Box<dyn Error>> {
     let mut socket = open(url)?;
+    if let Some(size) = size {
+        let (width, height) = size.split_once('x').ok_or("a size is COLUMNSxROWS")?;
+        let size = format!("{{\"Width\":{width},\"Height\":{height}}}");
+        send(&mut socket, RESIZE, size.as_bytes())?;
+    }
     send(&mut socket, STDIN, input.as_bytes())?;
     let mut seen = String::new();
     while let Some((channel, bytes)) = receive(&mut socket)? {

@@ -1,7 +1,7 @@
 //! Pods, as a kubelet makes them, by containerd's service for Kubernetes.
 
 use sandbox_tests::containerd::{SHIM, STRANGER, USER};
-use sandbox_tests::kubelet::{CONFIGURED, EXITED, NO_INTERFACE, ONLY_LOOPBACK, RUNNING, SYSTEMD};
+use sandbox_tests::kubelet::{CONFIGURED, EXITED, NO_INTERFACE, ONLY_LOOPBACK, Pod, RUNNING, SYSTEMD};
 use sandbox_tests::leaks::cgroups_named;
 use sandbox_tests::{Kubelet, skip};
 use serde_json::{Value, json};
@@ -38,8 +38,11 @@ fn a_pod_is_a_machine_with_its_containers() {
     }
     let limit = "cat /sys/fs/cgroup/memory.max";
     kubelet.exec(&one, limit).expect_stdout("67108864\n");
-    kubelet.ask(["update", &one, "50331648"]).expect_code(0);
-    kubelet.exec(&one, limit).expect_stdout("50331648\n");
+    let limits = json!({"memory": 48 << 20, "cpu_quota": 25_000, "cpu_period": 50_000});
+    kubelet.ask(["update", &one, &limits.to_string()]).expect_code(0);
+    kubelet
+        .exec(&one, &format!("{limit}; cat /sys/fs/cgroup/cpu.max"))
+        .expect_stdout("50331648\n25000 50000\n");
 
     // A container is stopped and is made once more; the other one and the machine are the same.
     kubelet.ask(["stop", &one]).expect_code(0);
@@ -82,6 +85,8 @@ fn processes_are_added_and_talked_with() {
     let outcome = kubelet.ask(["stream-exec", &id, "hello\n", "sh", "-c", script]).expect_code(5);
     assert_eq!((outcome.out().as_str(), outcome.err().as_str()), ("hello\n", "error\n"));
 
+    share_processes_and_talk_on_terminals(&kubelet, &pod, &id);
+
     // Probes: one that is in order, one that is not, one that is killed because it takes too long.
     kubelet.exec(&id, "true").expect_code(0);
     kubelet.exec(&id, "exit 7").expect_code(7);
@@ -95,6 +100,36 @@ fn processes_are_added_and_talked_with() {
     for slice in cgroups_named(&slice) {
         // It is the kubelet's to remove, and not in every directory that was looked at.
         let _ = std::fs::remove_dir(slice);
+    }
+}
+
+/// Containers that share the pod's processes (`shareProcessNamespace`), one that looks at those of another
+/// (`kubectl debug --target`), and terminals.
+fn share_processes_and_talk_on_terminals(kubelet: &Kubelet, pod: &Pod, alone: &str) {
+    let sleeper = kubelet.start(pod, "sleeper", "sleep 777001; true", json!({"pid": "pod"}));
+    let sized = "until [ \"$(stty size)\" = '31 91' ]; do sleep 0.1; done";
+    let answer = format!("while read line; do {sized}; echo \"$line: $(tty)\"; done");
+    let talker = json!({"pid": "pod", "stdin": true, "tty": true});
+    let talker = kubelet.start(pod, "talker", &answer, talker);
+    let terminal = ["tty-attach", &talker, "91x31", "word\r", "word: /dev/pts/"];
+    kubelet.ask(terminal).expect_code(0).expect_words(&["word: /dev/pts/"]);
+    let script = format!("{sized}; tty; read line; echo \"got $line\"; exit 5");
+    let outcome = kubelet.ask(["tty-exec", &talker, "91x31", "hello\r", "sh", "-c", &script]);
+    outcome.expect_code(5).expect_words(&["/dev/pts/", "got hello"]);
+
+    let debugger = kubelet.start(pod, "debugger", SERVICE, json!({"pid": {"target": alone}}));
+    let sees =
+        |id: &str, what: &str| kubelet.exec(id, &format!("ps -o args | grep -q '{what}'")).code() == Some(0);
+    let (asleep, hears) = ("[7]77001", "[h]eard .line");
+    assert!(sees(&talker, asleep) && !sees(&talker, hears), "the pod's are those that share them");
+    assert!(sees(&debugger, hears) && !sees(&debugger, asleep), "the target's are its own");
+    assert!(!sees(alone, asleep) && sees(alone, hears), "a container's are its own");
+    let end = format!("ps -o pid,args | grep '{asleep}' | while read pid rest; do kill $pid; done");
+    kubelet.exec(&talker, &end).expect_code(0);
+    let status = kubelet.wait_for(&["status", &sleeper], |status| status["state"] == EXITED);
+    assert_eq!(status["exit_code"], 143, "{status}");
+    for id in [&talker, &debugger] {
+        assert_eq!(kubelet.json(&["status", id])["state"], RUNNING);
     }
 }
 
