@@ -25,6 +25,9 @@ use crate::terminal::Terminal;
 /// The image that every [`Podman`] has: busybox and the probe.
 pub const IMAGE: &str = "localhost/busybox";
 
+/// Where Debian has the programs by which Podman makes networks, if not by CNI's plugins.
+const NETWORK_PROGRAMS: &str = "/usr/lib/podman";
+
 /// The program that Podman takes for its runtime.
 const RUNTIME: &str = "runtime";
 
@@ -34,12 +37,23 @@ pub struct Podman {
     directory: TempDir,
     /// The network namespace that takes the host's place; none: containers have no network.
     host: Option<Namespace>,
+    /// What makes its networks, where it has any.
+    networks: Networks,
+}
+
+/// What makes a Podman's networks.
+#[derive(Clone, Copy, PartialEq)]
+enum Networks {
+    /// CNI's plugins, in the networks that the host has configured.
+    Cni,
+    /// netavark, and aardvark-dns for names, in networks of the test's own.
+    Netavark,
 }
 
 impl Podman {
     /// One for a test, with [`IMAGE`]. `None`, and a notice, where Podman is not installed.
     pub fn new(name: &str) -> Option<Self> {
-        Self::with(name, None)
+        Self::with(name, None, Networks::Cni)
     }
 
     /// One with Podman's default network, in a namespace that takes the host's place. `None`, and a notice, where that
@@ -49,10 +63,24 @@ impl Podman {
             skip(name, why);
             return None;
         }
-        Self::with(name, Some(Namespace::new()))
+        Self::with(name, Some(Namespace::new()), Networks::Cni)
     }
 
-    fn with(name: &str, host: Option<Namespace>) -> Option<Self> {
+    /// The same with networks of its own, whose containers know each other by name.
+    pub fn with_names(name: &str) -> Option<Self> {
+        let programs = ["netavark", "aardvark-dns"];
+        if programs.iter().any(|program| !Path::new(NETWORK_PROGRAMS).join(program).exists()) {
+            skip(name, "Podman has no names: apt-get install netavark aardvark-dns");
+            return None;
+        }
+        if let Some(why) = cni::missing() {
+            skip(name, why);
+            return None;
+        }
+        Self::with(name, Some(Namespace::new()), Networks::Netavark)
+    }
+
+    fn with(name: &str, host: Option<Namespace>, networks: Networks) -> Option<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         if !is_installed() {
             skip(name, "Podman is not installed: apt-get install --no-install-recommends podman");
@@ -64,10 +92,25 @@ impl Podman {
         for name in ["state", "tmp"] {
             std::fs::DirBuilder::new().mode(0o700).create(directory.path().join(name)).expect("a directory");
         }
-        let podman = Self { id, directory, host };
+        let podman = Self { id, directory, host, networks };
+        podman.choose_networks();
         podman.write_runtime();
         podman.import();
         Some(podman)
+    }
+
+    /// Podman looks here before it chooses by what is installed.
+    fn choose_networks(&self) {
+        if self.host.is_none() {
+            return;
+        }
+        let choice = match self.networks {
+            Networks::Cni => "cni",
+            Networks::Netavark => "netavark",
+        };
+        let storage = self.path("storage");
+        std::fs::create_dir(&storage).expect("a directory");
+        std::fs::write(storage.join("defaultNetworkBackend"), choice).expect("a file");
     }
 
     /// Podman's own clean-up does not hand `--runtime-flag` on, and conmon not the environment, so that the state
@@ -199,6 +242,9 @@ impl Podman {
             "--events-backend",
             "file",
         ]);
+        if self.networks == Networks::Netavark {
+            command.arg("--network-config-dir").arg(self.path("networks"));
+        }
         command.arg("--runtime").arg(self.path(RUNTIME));
         command.args(words.into_iter().map(Into::into));
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));

@@ -1,4 +1,4 @@
-//! Podman's default network.
+//! Podman's networks: the default one, and one of `podman network create`, with names.
 
 use sandbox_tests::Podman;
 use sandbox_tests::network::ask;
@@ -35,4 +35,17 @@ fn containers_have_podmans_network_with_published_ports() {
     assert_eq!(ask(host.connect(&format!("{}:80", inspected.trim())), b"again\n"), "served again\n");
     podman.line("rm --force --time 0 web").expect_code(0);
     assert!(!host.ip("-o link").contains("veth"), "a veth is left");
+}
+
+#[test]
+fn containers_of_a_network_know_each_other_by_name() {
+    let Some(podman) = Podman::with_names("podman-names") else { return };
+    podman.line("network create own").expect_code(0);
+    podman.start("web", "--network own", SERVE);
+    podman.wait_for_log("web", "ready");
+    let client = podman.run("--rm --network own", "cat /etc/resolv.conf; echo by name | nc web 80");
+    client.expect_code(0).expect_words(&["dns.podman", "served by name\n"]);
+    podman.line("rm --force --time 0 web").expect_code(0);
+    podman.line("network rm own").expect_code(0);
+    assert!(!podman.host().ip("-o link").contains("veth"), "a veth is left");
 }
