@@ -1,6 +1,7 @@
 //! Metrics of sandboxes, printed and served.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
@@ -26,13 +27,13 @@ fn value(text: &str, words: &[&str]) -> f64 {
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
 }
 
-/// What somebody is answered who asks at a unix socket.
-fn ask(path: &std::path::Path, request: &str) -> String {
+/// What somebody is answered who asks over this connection, as soon as there is one.
+fn ask<S: Read + Write>(connect: impl Fn() -> io::Result<S>, request: &str) -> String {
     let deadline = Instant::now() + patience();
     let mut stream = loop {
-        match UnixStream::connect(path) {
+        match connect() {
             Ok(stream) => break stream,
-            Err(error) => assert!(Instant::now() < deadline, "{}: {error}", path.display()),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         std::thread::sleep(POLL);
     };
@@ -71,13 +72,22 @@ fn what_runs_and_how_it_started_is_printed_and_served() {
     for _ in 0..2 {
         // The second one finds the socket of one that was killed.
         let mut server = Process::spawn(&mut sandbox.verb_command(["metrics", "--listen", &listen]));
-        let answer = ask(&socket, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        let asked = |request| ask(|| UnixStream::connect(&socket), request);
+        let answer = asked("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(&of), "{answer}");
-        assert!(ask(&socket, "GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
-        assert!(ask(&socket, "nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+        assert!(asked("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        assert!(asked("nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
         server.kill();
         server.wait();
     }
+    // An address of the loopback interface that no other test has.
+    let [.., a, b, c] = std::process::id().to_be_bytes();
+    let listen = format!("127.{}.{b}.{c}:9744", 100 + a % 100);
+    let mut server = Process::spawn(&mut sandbox.verb_command(["metrics", "--listen", &listen]));
+    let answer = ask(|| TcpStream::connect(&listen), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(&of), "{answer}");
+    server.kill();
+    server.wait();
     run.signal(Signal::SIGTERM);
     run.wait().expect_code(3);
 }
