@@ -5,7 +5,7 @@
 //! back, so that an event that never arrived loses nobody anything but time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,6 +30,9 @@ const QUEUE_LENGTH: usize = 1024;
 /// How often an event is tried, and how long after the one time the next comes.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a connection is kept when no event comes: its client looks a hundred times a second whether it is to end.
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// How long containerd may take to take an event.
 const SEND_TIME: Duration = Duration::from_secs(5);
@@ -126,7 +129,19 @@ impl Events {
 
 fn forward(address: &str, queue: &Receiver<Envelope>, finishing: &AtomicBool) {
     let mut client = None;
-    for envelope in queue {
+    loop {
+        let next = match client {
+            Some(_) => queue.recv_timeout(IDLE_TIME),
+            None => queue.recv().map_err(RecvTimeoutError::from),
+        };
+        let envelope = match next {
+            Ok(envelope) => envelope,
+            Err(RecvTimeoutError::Timeout) => {
+                client = None;
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let topic = envelope.topic.clone();
         let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
         for attempt in 1..=ATTEMPTS {

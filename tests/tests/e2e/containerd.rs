@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use sandbox_tests::containerd::{IMAGE, SHIM};
 use sandbox_tests::pattern;
-use sandbox_tests::place::on_kvm;
-use sandbox_tests::process::Process;
+use sandbox_tests::place::{on_kvm, patience};
+use sandbox_tests::process::{POLL, Process};
 use sandbox_tests::{Containerd, Disk};
 
 /// A script that runs until it is told to end, and says that it is there.
@@ -237,6 +239,13 @@ fn what_happens_is_told_in_order() {
     events.kill();
 }
 
+/// The time for which a process has run, in ticks, as the host counts it.
+fn busy_ticks(pid: Pid) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
+    fields.map(|ticks| ticks.parse::<u32>().expect("a number")).sum()
+}
+
 /// Prints what the host spends on a pod that does nothing, for docs/kubernetes.md:
 /// `cargo test --release -p sandbox-tests --test e2e -- --ignored --nocapture what_an_idle_pod_costs`.
 #[test]
@@ -256,21 +265,27 @@ fn what_an_idle_pod_costs() {
         format!("--detach --null-io --with-ns network:/proc/{pid}/ns/net {}", annotations("container"));
     containerd.run("one", &member, "exec sleep 1000").expect_code(0);
     // The guest gives memory back that it used for its start.
-    std::thread::sleep(std::time::Duration::from_secs(20));
-    let mut total = 0;
-    for word in [SHIM, "/proc/self/exe", "sandbox-vmm", "qemu-system"] {
-        for pid in containerd.processes(word) {
-            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
-            let kib: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            println!("{kib:7} KiB  {}", command.chars().take(60).collect::<String>());
-            total += kib;
-        }
+    std::thread::sleep(Duration::from_secs(20));
+    let programs = [SHIM, "/proc/self/exe", "sandbox-vmm", "qemu-system"];
+    let pids: Vec<_> = programs.into_iter().flat_map(|word| containerd.processes(word)).collect();
+    let before: Vec<_> = pids.iter().map(|pid| busy_ticks(*pid)).collect();
+    let since = Instant::now();
+    std::thread::sleep(Duration::from_secs(60));
+    let (mut kib_in_all, mut ticks_in_all) = (0, 0);
+    // Of a thousand parts of one CPU. A tick is a hundredth of a second.
+    let part = |ticks: u32| f64::from(ticks) * 10.0 / since.elapsed().as_secs_f64();
+    for (pid, before) in pids.iter().zip(before) {
+        let ticks = busy_ticks(*pid) - before;
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+        let kib: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        println!("{kib:7} KiB {:5.1}m  {}", part(ticks), command.chars().take(60).collect::<String>());
+        (kib_in_all, ticks_in_all) = (kib_in_all + kib, ticks_in_all + ticks);
     }
-    println!("{total:7} KiB  in all (PSS)");
-    assert!(total > 0);
+    println!("{kib_in_all:7} KiB {:5.1}m  in all: PSS, and parts of a CPU", part(ticks_in_all));
+    assert!(kib_in_all > 0);
     containerd.end("one");
     containerd.end("pod");
 }
@@ -293,5 +308,16 @@ fn the_shim_says_what_it_is_and_is_small() {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
     let kib: u64 = resident.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number");
     assert!(kib <= 10 << 10, "the shim has {kib} KiB resident");
+    // When there is nothing to tell, it keeps no connection for events: that has a client with threads that poll.
+    let for_events = || {
+        let threads = fs::read_dir(format!("/proc/{}/task", shims[0])).expect("it runs").flatten();
+        let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        names.filter(|name| name.trim_end() == "events").count()
+    };
+    let deadline = Instant::now() + patience();
+    while for_events() != 1 {
+        assert!(Instant::now() < deadline, "{} threads are there for events", for_events());
+        std::thread::sleep(POLL);
+    }
     containerd.end("box");
 }
