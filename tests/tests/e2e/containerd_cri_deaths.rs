@@ -53,7 +53,8 @@ fn a_containerd_that_comes_back_finds_its_pods() {
     kubelet.restart_containerd();
     assert_eq!(kubelet.json(&["status", &stays])["state"], RUNNING);
     kubelet.exec(&stays, "echo still there").expect_stdout("still there\n");
-    kubelet.exec(&ends, "echo >/go").expect_code(0);
+    // It ends with its container, maybe before it has ended by itself.
+    kubelet.exec(&ends, "echo >/go");
     let status = kubelet.wait_for(&["status", &ends], |status| status["state"] == EXITED);
     assert_eq!(status["exit_code"], 6, "{status}");
     let more = kubelet.start(&pod, "more", SERVICE, json!({}));
