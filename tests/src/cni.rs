@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 
 use crate::network::{Namespace, output};
 
-/// Where Debian puts them.
-const PLUGINS: &str = "/usr/lib/cni";
+/// Where they are: where `SANDBOX_TEST_CNI` says, or where Debian puts them.
+pub fn programs() -> PathBuf {
+    std::env::var_os("SANDBOX_TEST_CNI").map_or_else(|| "/usr/lib/cni".into(), PathBuf::from)
+}
 
 /// The network of the documentation's example: a bridge with addresses of its own, and the way out behind the host's.
 pub struct Cni<'a> {
@@ -29,7 +31,7 @@ pub struct Attached<'a> {
 
 /// Why they cannot be used here, if they cannot.
 pub fn missing() -> Option<&'static str> {
-    let there = Path::new(PLUGINS).join("bridge").exists() && Path::new("/usr/sbin/iptables").exists();
+    let there = programs().join("bridge").exists() && Path::new("/usr/sbin/iptables").exists();
     (!there).then_some("CNI plugins are missing: apt-get install containernetworking-plugins iptables")
 }
 
@@ -92,9 +94,9 @@ impl Attached<'_> {
     fn call(&self, verb: &str, plugin: &str, interface: &str, config: &Value) -> Value {
         let file = self.cni.data.with_extension(format!("{}-{plugin}.json", self.id));
         std::fs::write(&file, config.to_string()).expect("a file");
-        let mut command = self.cni.host.command(Path::new(PLUGINS).join(plugin));
+        let mut command = self.cni.host.command(programs().join(plugin));
         command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &self.id).env("CNI_IFNAME", interface);
-        command.env("CNI_NETNS", self.namespace.path()).env("CNI_PATH", PLUGINS);
+        command.env("CNI_NETNS", self.namespace.path()).env("CNI_PATH", programs());
         command.stdin(Stdio::from(std::fs::File::open(&file).expect("a file")));
         let said = output(&mut command);
         std::fs::remove_file(file).expect("a file");

@@ -11,15 +11,13 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::cni;
 use crate::containerd::{Containerd, IMAGE, PAUSE, STRANGER, USER, has_sandbox_api, starting_spec};
 use crate::gates::Gates;
 use crate::outcome::Outcome;
 use crate::place::{patience, skip};
 use crate::process::{POLL, Process};
 use crate::sandbox::MARK;
-
-/// Where Debian has the plugins of CNI.
-const CNI_PROGRAMS: &str = "/usr/lib/cni";
 
 /// The handler of the configuration that the shipped shim is behind.
 pub const HANDLER: &str = "sandbox";
@@ -41,6 +39,9 @@ pub const ONLY_LOOPBACK: &str = "only-loopback";
 
 /// The same by the sandbox API, where containerd has that.
 const SANDBOX_API_HANDLER: &str = "sandbox-api";
+
+/// The variable of the environment that names the only tests with pods that run, parted by commas.
+const CHOSEN: &str = "SANDBOX_TEST_PODS";
 
 /// Containerd's namespace for Kubernetes.
 const NAMESPACE: &str = "k8s.io";
@@ -74,7 +75,14 @@ pub struct Pod {
 impl Kubelet {
     /// One for a test. `None`, and a notice, where that cannot be had.
     pub fn new(name: &str) -> Option<Self> {
-        if !Path::new(CNI_PROGRAMS).join("ptp").exists() {
+        if std::env::var(CHOSEN).is_ok_and(|chosen| !chosen.split(',').any(|one| one == name)) {
+            skip(
+                name,
+                "where pods take minutes, some of the tests stand for all: SANDBOX_TEST_PODS names them",
+            );
+            return None;
+        }
+        if !cni::programs().join("ptp").exists() {
             skip(name, "CNI's plugins are not installed: apt-get install containernetworking-plugins");
             return None;
         }
@@ -262,6 +270,7 @@ fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
     let cni = network(directory, id, &json!({"type": "ptp", "ipam": addresses}));
     let bare = network(directory, NO_INTERFACE, &json!({"type": "host-local", "ipam": addresses}));
     let lonely = network(directory, ONLY_LOOPBACK, &json!({"type": "loopback"}));
+    let programs = cni::programs();
     let other = directory.join("other.toml");
     let gated = directory.join("gated.json");
     let mut spec = starting_spec();
@@ -278,7 +287,7 @@ fn configuration(id: &str, directory: &Path, gates: &Gates) -> String {
         "disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = {PAUSE:?}\nnetns_mounts_under_state_dir = true\nrestrict_oom_score_adj = true\n\
-         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {CNI_PROGRAMS:?}\nconf_dir = {cni:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {programs:?}\nconf_dir = {cni:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{HANDLER}]\n\
