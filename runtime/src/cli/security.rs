@@ -33,8 +33,12 @@ struct Process {
     /// Of each kind of namespace, whether it is not the host's.
     own_namespaces: BTreeMap<&'static str, bool>,
     descriptors: usize,
+    /// How many there may be; none: as many as the host has room for.
+    most_descriptors: Option<u64>,
     /// Whether a crash would leave its memory in a file.
     core_dumps: bool,
+    /// Where it is counted and bounded, as `controllers:path` (`0::path` in version 2).
+    cgroups: Vec<String>,
     threads: Vec<Thread>,
 }
 
@@ -71,13 +75,15 @@ pub fn text(report: &Report) -> String {
         let namespaces: Vec<String> =
             process.own_namespaces.iter().map(|(kind, it)| format!("{kind} {}", own(it))).collect();
         text += &format!(
-            "{} (process {}): root directory {}, {} open descriptors, {}core dumps\n  namespaces: {}\n",
+            "{} (process {}): root directory {}, {} of {} descriptors, {}core dumps\n  namespaces: {}\n  cgroups: {}\n",
             process.program,
             process.pid,
             own(&process.own_root),
             process.descriptors,
+            process.most_descriptors.map_or("any number of".to_owned(), |most| most.to_string()),
             if process.core_dumps { "" } else { "no " },
-            namespaces.join(", ")
+            namespaces.join(", "),
+            process.cgroups.join(", "),
         );
         for thread in &process.threads {
             let yes = |yes: bool, what: &str| if yes { what.to_owned() } else { format!("NO {what}") };
@@ -103,13 +109,16 @@ impl Process {
         let namespace = |of: &Path, kind| fs::read_link(of.join("ns").join(kind));
         let own = |kind| Ok((kind, namespace(&proc, kind)? != namespace(Path::new("/proc/self"), kind)?));
         let root = |of: &Path| fs::metadata(of.join("root")).map(|data| identity(&data));
+        let limits = fs::read_to_string(proc.join("limits"))?;
         Ok(Self {
             pid,
             program: trimmed(&proc.join("comm"))?,
             own_root: root(&proc)? != root(Path::new("/proc/self"))?,
             own_namespaces: NAMESPACES.into_iter().map(own).collect::<io::Result<_>>()?,
             descriptors: fs::read_dir(proc.join("fd"))?.count(),
-            core_dumps: core_dumps(&fs::read_to_string(proc.join("limits"))?),
+            most_descriptors: limit(&limits, "Max open files"),
+            core_dumps: limit(&limits, "Max core file size") != Some(0),
+            cgroups: cgroups(&fs::read_to_string(proc.join("cgroup"))?),
             threads: numbers(&proc.join("task"))?
                 .into_iter()
                 .map(|tid| Thread::read(&proc, tid))
@@ -118,10 +127,19 @@ impl Process {
     }
 }
 
-/// Whether the text of `/proc/PID/limits` allows core dumps.
-fn core_dumps(limits: &str) -> bool {
-    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
-    core.and_then(|values| values.split_whitespace().next()) != Some("0")
+/// A limit that is in force, from the text of `/proc/PID/limits`; none: there is none.
+fn limit(limits: &str, name: &str) -> Option<u64> {
+    let values = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    values.split_whitespace().next()?.parse().ok()
+}
+
+/// The cgroups of the text of `/proc/PID/cgroup`, but for the root of a hierarchy, which bounds nothing.
+fn cgroups(lines: &str) -> Vec<String> {
+    let named = lines.lines().filter_map(|line| line.split_once(':'));
+    named
+        .filter(|(_, cgroup)| !cgroup.ends_with(":/"))
+        .map(|(number, cgroup)| if number == "0" { format!("0:{cgroup}") } else { cgroup.to_owned() })
+        .collect()
 }
 
 fn identity(data: &fs::Metadata) -> (u64, u64) {
@@ -173,11 +191,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn core_dumps_are_allowed_unless_their_size_is_zero() {
+    fn a_limit_is_the_one_in_force() {
         let limits =
-            |size: &str| format!("Max data size  0  0  bytes\nMax core file size   {size}   0   bytes\n");
-        assert_eq!(["0", "1", "unlimited"].map(|size| core_dumps(&limits(size))), [false, true, true]);
-        assert!(core_dumps(""));
+            |size: &str| format!("Max data size  0  0  bytes\nMax core file size   {size}   7   bytes\n");
+        let core = |size| limit(&limits(size), "Max core file size");
+        assert_eq!(["0", "1", "unlimited"].map(core), [Some(0), Some(1), None]);
+        assert_eq!(limit("", "Max core file size"), None);
+    }
+
+    #[test]
+    fn cgroups_are_those_that_are_not_the_root() {
+        let lines = "4:memory:/pods/one\n3:cpu,cpuacct:/\n1:name=systemd:/one\n0::/\n";
+        assert_eq!(cgroups(lines), ["memory:/pods/one", "name=systemd:/one"]);
+        assert_eq!(cgroups("0::/pods/one\n"), ["0::/pods/one"]);
     }
 
     #[test]

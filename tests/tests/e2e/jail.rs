@@ -18,6 +18,8 @@ const OF_FILES: [&str; 7] =
 #[test]
 fn every_thread_of_a_machine_is_confined() {
     let sandbox = sandbox("confined").command(["sh", "-c", "echo ready; sleep 1234"]);
+    let cgroup = format!("/{}", sandbox.id);
+    let sandbox = sandbox.config(|config| config["linux"]["cgroupsPath"] = cgroup.clone().into());
     let mut container = sandbox.start();
     container.wait_for_stdout("ready");
     let id = sandbox.trace().id;
@@ -29,6 +31,9 @@ fn every_thread_of_a_machine_is_confined() {
     for process in processes {
         assert_eq!(process["core_dumps"], false, "{json}");
         assert_eq!(process["own_root"], true, "{json}");
+        assert!(process["descriptors"].as_u64() < process["most_descriptors"].as_u64(), "{json}");
+        let cgroups = process["cgroups"].as_array().unwrap();
+        assert!(cgroups.iter().any(|it| it.as_str().unwrap().ends_with(&cgroup)), "{json}");
         for namespace in ["mnt", "net", "ipc", "uts", "pid"] {
             assert_eq!(process["own_namespaces"][namespace], true, "{namespace}: {json}");
         }
