@@ -228,6 +228,11 @@ impl Machine {
         &mut self.process
     }
 
+    /// What its processes are recognised by.
+    pub fn trace(&self) -> Trace {
+        Trace { id: self.plan.name.clone(), directory: self.plan.directory.path().to_owned() }
+    }
+
     /// Closes the event socket, as a runtime that dies does.
     pub fn hang_up(&mut self) {
         self.events.get_ref().shutdown(std::net::Shutdown::Both).expect("a socket can be shut down");
@@ -250,7 +255,7 @@ impl Drop for Machine {
         if self.process.running() {
             self.process.kill();
         }
-        let trace = Trace { id: self.plan.name.clone(), directory: self.plan.directory.path().to_owned() };
+        let trace = self.trace();
         self.report.stop();
         match std::thread::panicking() {
             true => leaks::kill_all(&trace),

@@ -12,12 +12,15 @@
 //! Guest memory is private and anonymous, without reserve: the host gives a page when the guest first touches
 //! it, and takes it back when the balloon reports it free.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use sandbox_vmm_api::PANIC_LOG_BYTES;
-use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
+use vm_memory::{FileOffset, GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
 
 use crate::virtio::GuestMemory;
 
-/// Where low memory ends at the latest.
+/// Where low memory ends at the latest, on QEMU's board as well.
 pub const LOW_MEMORY_END: u64 = 3 << 30;
 /// Where high memory starts.
 pub const HIGH_MEMORY_START: u64 = 4 << 30;
@@ -103,14 +106,40 @@ pub struct MapError {
 
 /// Maps guest memory; no page of it is allocated yet.
 pub fn map(layout: Layout) -> Result<GuestMemory, MapError> {
-    let extents = layout.backed();
-    let failed = |why: String| MapError { bytes: extents.iter().map(|extent| extent.len).sum(), why };
-    let ranges: Vec<(GuestAddress, usize)> = extents
-        .iter()
-        .map(|extent| usize::try_from(extent.len).map(|len| (GuestAddress(extent.start), len)))
-        .collect::<Result<_, _>>()
-        .map_err(|error| failed(error.to_string()))?;
-    GuestMemory::from_ranges(&ranges).map_err(|error| failed(error.to_string()))
+    let ranges: Vec<_> = ranges(layout)?.into_iter().map(|(start, len)| (start, len, None)).collect();
+    map_ranges(layout, &ranges)
+}
+
+/// Maps guest memory that is a file, whose holes are left out.
+pub fn map_file(layout: Layout, file: &File) -> Result<GuestMemory, MapError> {
+    let file = Arc::new(file.try_clone().map_err(|error| failed(layout, error))?);
+    let mut offset = 0;
+    let mut with_file = |(start, len): (GuestAddress, usize)| {
+        let part = FileOffset::from_arc(file.clone(), offset);
+        offset += len as u64;
+        (start, len, Some(part))
+    };
+    let ranges: Vec<_> = ranges(layout)?.into_iter().map(&mut with_file).collect();
+    map_ranges(layout, &ranges)
+}
+
+fn ranges(layout: Layout) -> Result<Vec<(GuestAddress, usize)>, MapError> {
+    let range = |extent: Extent| {
+        let len = usize::try_from(extent.len).map_err(|error| failed(layout, error))?;
+        Ok((GuestAddress(extent.start), len))
+    };
+    layout.backed().into_iter().map(range).collect()
+}
+
+fn map_ranges(
+    layout: Layout,
+    ranges: &[(GuestAddress, usize, Option<FileOffset>)],
+) -> Result<GuestMemory, MapError> {
+    GuestMemory::from_ranges_with_files(ranges).map_err(|error| failed(layout, error))
+}
+
+fn failed(layout: Layout, why: impl ToString) -> MapError {
+    MapError { bytes: layout.total(), why: why.to_string() }
 }
 
 /// How much of guest memory is resident on the host, in bytes.
@@ -139,6 +168,8 @@ pub fn resident_bytes(memory: &GuestMemory) -> std::io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use proptest::prelude::*;
     use sandbox_vmm_api::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
     use vm_memory::Bytes;
@@ -198,6 +229,21 @@ mod tests {
     fn exactly_the_low_memory_has_no_high_part() {
         assert_eq!(Layout::new(3 * GIB).usable().len(), 2);
         assert_eq!(Layout::new(3 * GIB + 4096).usable().len(), 3);
+    }
+
+    #[test]
+    fn memory_of_a_file_is_its_parts_in_a_row() {
+        let layout = Layout::new(4 * GIB);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * GIB).unwrap();
+        let memory = map_file(layout, &file).unwrap();
+        memory.write_obj(1u8, GuestAddress(0x1234)).unwrap();
+        memory.write_obj(2u8, GuestAddress(HIGH_MEMORY_START + 0x1234)).unwrap();
+        let mut byte = [0];
+        for (offset, expected) in [(0x1234, 1), (3 * GIB + 0x1234, 2)] {
+            file.read_exact_at(&mut byte, offset).unwrap();
+            assert_eq!(byte, [expected]);
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@
     .globl sandbox_bare_end
 
     // The 64-bit entry: rsi has the zero page, whose ramdisk_image is the image. Back to 32 bits, without paging.
-    .globl sandbox_bare_start64
+    .globl sandbox_bare_start
     .code64
-sandbox_bare_start64:
+sandbox_bare_start:
     mov esi, [rsi + 0x218]
     mov esp, 0x90000
     sub rsp, 16
@@ -39,16 +39,6 @@ sandbox_bare_start64:
     and eax, 0xfffffeff
     wrmsr
     mov esp, 0x90000
-    add esi, {offset}
-    xor ebp, ebp
-    jmp .Lbare_next
-
-    // The PVH entry: ebx has the start info.
-    .globl sandbox_bare_start
-sandbox_bare_start:
-    mov esp, 0x90000
-    mov esi, [ebx + 16]
-    mov esi, [esi]
     add esi, {offset}
     xor ebp, ebp
 
@@ -85,6 +75,8 @@ sandbox_bare_start:
     je .Lbare_settle
     cmp eax, 11
     je .Lbare_halt
+    cmp eax, 12
+    je .Lbare_find
     mov dx, 0x501
     mov al, 0x2a
     out dx, al
@@ -114,20 +106,7 @@ sandbox_bare_start:
 
 .Lbare_report:
     mov eax, [edi]
-    mov ecx, 8
-.Lbare_digit:
-    rol eax, 4
-    mov ebx, eax
-    and eax, 0xf
-    add al, 48
-    cmp al, 57
-    jbe .Lbare_put_digit
-    add al, 39
-.Lbare_put_digit:
-    call .Lbare_put
-    mov eax, ebx
-    dec ecx
-    jnz .Lbare_digit
+    call .Lbare_put_word
     mov al, 10
     call .Lbare_put
     jmp .Lbare_next
@@ -191,6 +170,49 @@ sandbox_bare_start:
 .Lbare_settled:
     call .Lbare_put
     jmp .Lbare_next
+
+// Reports, from the address on, every two words of which the upper one is from 0x5500 to 0x7fff, as the addresses of a
+// program's code, heap, stack and mappings have it. The mask is the number of words.
+.Lbare_find:
+    mov eax, [edi + 4]
+    sub eax, 0x5500
+    cmp eax, 0x2b00
+    jae .Lbare_find_next
+    push edx
+    mov eax, edi
+    call .Lbare_put_word
+    mov al, 32
+    call .Lbare_put
+    mov eax, [edi + 4]
+    call .Lbare_put_word
+    mov eax, [edi]
+    call .Lbare_put_word
+    mov al, 10
+    call .Lbare_put
+    pop edx
+.Lbare_find_next:
+    add edi, 4
+    dec edx
+    jnz .Lbare_find
+    jmp .Lbare_next
+
+// Writes the word in eax as 8 digits; changes ebx, ecx and edx.
+.Lbare_put_word:
+    mov ecx, 8
+.Lbare_digit:
+    rol eax, 4
+    mov ebx, eax
+    and eax, 0xf
+    add al, 48
+    cmp al, 57
+    jbe .Lbare_put_digit
+    add al, 39
+.Lbare_put_digit:
+    call .Lbare_put
+    mov eax, ebx
+    dec ecx
+    jnz .Lbare_digit
+    ret
 
 // Writes the character in al to the serial port when it is free; changes edx.
 .Lbare_put:

@@ -2,11 +2,11 @@
 //!
 //! Its kernel is a few instructions that carry out a [`Script`]: writes to memory and to registers, waits, reports. The
 //! script comes in the place of the guest's image, so that an attack is written in the test, access by access, and
-//! nothing between it and the device makes it any politer. It runs in 32-bit protected mode without paging:
-//! QEMU enters it there (PVH), and where it is entered in long mode it goes back first. It never enables interrupts, and
-//! tells what it sees over the serial port.
+//! nothing between it and the device makes it any politer. It is entered in long mode, as Linux is, and goes back to 32-bit
+//! protected mode without paging. It never enables interrupts, and tells what it sees over the serial port.
 
 mod script;
+pub mod victim;
 mod virtio;
 
 use std::fs;
@@ -33,27 +33,22 @@ const SCRIPT_OFFSET: usize = 120;
 std::arch::global_asm!(include_str!("kernel.s"), offset = const SCRIPT_OFFSET);
 
 unsafe extern "C" {
-    static sandbox_bare_start64: u8;
     static sandbox_bare_start: u8;
     static sandbox_bare_end: u8;
 }
 
-/// The instructions of the kernel, which run at any address, and where among them its PVH entry is.
-fn code() -> (&'static [u8], u64) {
-    let (start, end) = (&raw const sandbox_bare_start64, &raw const sandbox_bare_end);
-    let pvh = &raw const sandbox_bare_start;
+/// The instructions of the kernel, which run at any address.
+fn code() -> &'static [u8] {
+    let (start, end) = (&raw const sandbox_bare_start, &raw const sandbox_bare_end);
     // SAFETY: the names are of one section of read-only data, in this order, with only the kernel in between.
-    unsafe {
-        let pvh = pvh.offset_from_unsigned(start) as u64;
-        (std::slice::from_raw_parts(start, end.offset_from_unsigned(start)), pvh)
-    }
+    unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
-/// An ELF image with the kernel, and the note that says where its PVH entry is.
+/// An ELF image with the kernel, and the note by which a kernel is known, of a PVH entry.
 fn kernel() -> Vec<u8> {
     const NOTE_OFFSET: u64 = 0x100;
     const CODE_OFFSET: u64 = 0x1000;
-    let (code, pvh) = code();
+    let code = code();
     let mut image = b"\x7fELF\x02\x01\x01".to_vec();
     image.resize(16, 0);
     image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
@@ -76,7 +71,7 @@ fn kernel() -> Vec<u8> {
         image.extend(field.to_le_bytes());
     }
     image.extend(b"Xen\0");
-    image.extend((KERNEL_START + pvh).to_le_bytes());
+    image.extend(KERNEL_START.to_le_bytes());
     image.resize(CODE_OFFSET as usize, 0);
     image.extend(code);
     image

@@ -14,6 +14,7 @@ mod number {
     pub const SELECT: u32 = 9;
     pub const SETTLE: u32 = 10;
     pub const HALT: u32 = 11;
+    pub const FIND: u32 = 12;
     /// The address counts from the selected device's registers.
     pub const OF_DEVICE: u32 = 0x100;
 }
@@ -102,6 +103,17 @@ impl Script {
     /// this, `B` when the device wants a reset, `-` when it has looked so often in vain.
     pub fn settle(&mut self, used: u32, index: u16, looks: u32) {
         self.step(number::SETTLE, used, index.into(), looks);
+    }
+
+    /// Reports what may be an address of a program on the host: every two words in a row, in a range of memory, of which
+    /// the upper one is from 0x5500 to 0x7fff: a line with where they are and what they are, in hexadecimal digits.
+    pub fn find_addresses(&mut self, start: u32, bytes: u32) {
+        self.step(number::FIND, start, 0, bytes / 4 - 1);
+    }
+
+    /// Reports the same of the selected device's registers.
+    pub fn find_addresses_in_registers(&mut self, bytes: u32) {
+        self.step(number::FIND | number::OF_DEVICE, 0, 0, bytes / 4 - 1);
     }
 
     /// Goes no further, but does not end the machine.

@@ -81,6 +81,13 @@ fn a_panic_without_a_vsock_device_is_a_panic_too() {
 }
 
 #[test]
+fn a_machine_with_memory_above_4_gib_starts_and_its_panic_is_told() {
+    let mut plan = plan("panic");
+    plan.config.memory_mib = 5 << 10;
+    assert!(matches!(plan.start().expect_exit(), ExitReason::Panic { .. }));
+}
+
+#[test]
 fn a_machine_has_the_cpus_it_was_given() {
     for vcpus in [1, 2, 4] {
         let mut machine = waiting(|config, _| config.vcpus = vcpus);

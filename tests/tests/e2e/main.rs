@@ -26,6 +26,7 @@ mod host_cgroup;
 mod hostile_agent;
 mod hostile_files;
 mod hostile_loads;
+mod hostile_memory;
 mod hostile_rings;
 mod hostile_vsock;
 mod information;

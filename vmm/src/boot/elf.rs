@@ -1,5 +1,5 @@
 //! What an ELF image of a kernel says of itself: where its segments go, where it is entered, and whether it has a
-//! PVH entry, by which QEMU enters it.
+//! PVH entry, which tells a kernel from other programs.
 
 use std::fs::File;
 use std::io;

@@ -11,13 +11,16 @@ use super::check::{check_image, check_kernel};
 use super::elf::Segment;
 use super::plan::Part;
 use super::{BootError, GuestFile};
-use crate::memory::{EXTENDED_START, Extent, Layout};
+use crate::memory::{Extent, Layout};
 
 const MIB: u64 = 1 << 20;
 
 /// What a kernel and its agent need besides the kernel, the image and the image unpacked: the kernel's tables
 /// and a few processes.
 const WORKING_BYTES: u64 = 20 * MIB;
+
+/// Where kernels may begin: below are the tables for them.
+pub const KERNELS_START: u64 = 2 * MIB;
 
 /// Where kernels of ours are linked to (`CONFIG_PHYSICAL_START`): the memory below stays free.
 const KERNEL_START: u64 = 16 * MIB;
@@ -45,8 +48,8 @@ pub fn place_kernel(layout: Layout, kernel: &GuestFile) -> Result<Kernel, BootEr
     for segment in &elf.segments {
         let (in_file, in_memory) =
             ends(segment).ok_or_else(|| kernel.is_no_kernel("a segment has no end"))?;
-        if segment.address < EXTENDED_START || segment.file_bytes > segment.memory_bytes {
-            return Err(kernel.is_no_kernel("a segment lies below 1 MiB, or is larger than its place"));
+        if segment.address < KERNELS_START || segment.file_bytes > segment.memory_bytes {
+            return Err(kernel.is_no_kernel("a segment lies below 2 MiB, or is larger than its place"));
         }
         if in_file > file_bytes {
             return Err(does_not_fit("a segment is cut off".to_owned()));
@@ -60,7 +63,7 @@ pub fn place_kernel(layout: Layout, kernel: &GuestFile) -> Result<Kernel, BootEr
             to: Extent { start: segment.address, len: segment.file_bytes },
         });
     }
-    if !(EXTENDED_START..end).contains(&elf.entry) {
+    if !(KERNELS_START..end).contains(&elf.entry) {
         return Err(kernel.is_no_kernel("its entry lies outside it"));
     }
     Ok(Kernel { entry: GuestAddress(elf.entry), end, parts })

@@ -8,11 +8,24 @@ use super::BootError;
 use crate::memory::{Extent, Layout};
 use crate::virtio::GuestMemory;
 
-/// Where the zero page lies.
-pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// Where the zero page lies, for tables from this address on.
+pub const fn zero_page(tables: u64) -> u64 {
+    tables + 0x7000
+}
+
 /// Where the page tables lie: one of each level but the last, whose place large pages take.
-pub const PAGE_TABLES: GuestAddress = GuestAddress(0x8000);
-const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+pub const fn page_tables(tables: u64) -> u64 {
+    tables + 0x8000
+}
+
+const fn command_line(tables: u64) -> u64 {
+    tables + 0x2_0000
+}
+
+/// Where they end: the kernel reads 2 KiB of a command line.
+pub const fn end(tables: u64) -> u64 {
+    command_line(tables) + 0x800
+}
 
 const PAGE_BYTES: u64 = 0x1000;
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
@@ -33,21 +46,25 @@ const UNDEFINED_LOADER: u8 = 0xff;
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 
-/// Writes everything.
+/// Writes everything, from an address on.
 pub fn write(
     memory: &GuestMemory,
     layout: Layout,
+    tables: u64,
     initramfs: Extent,
     cmdline: &str,
 ) -> Result<(), BootError> {
     let text = [cmdline.as_bytes(), b"\0"].concat();
-    memory.write_slice(&text, CMDLINE).map_err(|_| BootError::Table("command line"))?;
-    let page = zero_page(layout, initramfs, cmdline.len())?;
-    memory.write_obj(page, ZERO_PAGE).map_err(|_| BootError::Table("zero page"))?;
-    write_page_tables(memory)
+    let at = command_line(tables);
+    memory.write_slice(&text, GuestAddress(at)).map_err(|_| BootError::Table("command line"))?;
+    let page = parameters(layout, initramfs, Extent { start: at, len: cmdline.len() as u64 })?;
+    let at = GuestAddress(zero_page(tables));
+    memory.write_obj(page, at).map_err(|_| BootError::Table("zero page"))?;
+    write_page_tables(memory, page_tables(tables))
 }
 
-fn zero_page(layout: Layout, initramfs: Extent, cmdline_bytes: usize) -> Result<boot_params, BootError> {
+/// The content of the zero page.
+fn parameters(layout: Layout, initramfs: Extent, cmdline: Extent) -> Result<boot_params, BootError> {
     let below_4_gib = |value: u64, what| u32::try_from(value).map_err(|_| BootError::Table(what));
     let hdr = setup_header {
         boot_flag: BOOT_FLAG,
@@ -56,8 +73,8 @@ fn zero_page(layout: Layout, initramfs: Extent, cmdline_bytes: usize) -> Result<
         type_of_loader: UNDEFINED_LOADER,
         ramdisk_image: below_4_gib(initramfs.start, "initramfs")?,
         ramdisk_size: below_4_gib(initramfs.len, "initramfs")?,
-        cmd_line_ptr: below_4_gib(CMDLINE.0, "command line")?,
-        cmdline_size: below_4_gib(cmdline_bytes as u64, "command line")?,
+        cmd_line_ptr: below_4_gib(cmdline.start, "command line")?,
+        cmdline_size: below_4_gib(cmdline.len, "command line")?,
         ..Default::default()
     };
     let mut page = boot_params { hdr, ..Default::default() };
@@ -79,11 +96,11 @@ fn memory_map(layout: Layout) -> Vec<boot_e820_entry> {
 }
 
 /// The first GiB, each address at itself: the kernel, the zero page and the command line.
-fn write_page_tables(memory: &GuestMemory) -> Result<(), BootError> {
+fn write_page_tables(memory: &GuestMemory, top: u64) -> Result<(), BootError> {
     let put = |at: u64, entry: u64| {
         memory.write_obj(entry, GuestAddress(at)).map_err(|_| BootError::Table("page tables"))
     };
-    let (top, second) = (PAGE_TABLES.0, PAGE_TABLES.0 + PAGE_BYTES);
+    let second = top + PAGE_BYTES;
     let third = second + PAGE_BYTES;
     put(top, second | PRESENT | WRITABLE)?;
     put(second, third | PRESENT | WRITABLE)?;
@@ -111,8 +128,9 @@ mod tests {
     fn the_zero_page_names_the_rest() {
         let layout = Layout::new(64 << 20);
         let memory = crate::memory::map(layout).unwrap();
-        write(&memory, layout, Extent { start: 0x300_0000, len: 123 }, "panic=-1").unwrap();
-        let page: boot_params = memory.read_obj(ZERO_PAGE).unwrap();
+        let tables = 0x10_0000;
+        write(&memory, layout, tables, Extent { start: 0x300_0000, len: 123 }, "panic=-1").unwrap();
+        let page: boot_params = memory.read_obj(GuestAddress(zero_page(tables))).unwrap();
         let hdr = page.hdr;
         assert_eq!(({ hdr.ramdisk_image }, { hdr.ramdisk_size }), (0x300_0000, 123));
         let mut text = [0; 9];
@@ -123,16 +141,17 @@ mod tests {
 
     #[test]
     fn the_page_tables_lead_to_the_same_address() {
+        const TOP: u64 = 0x8000;
         let memory = crate::memory::map(Layout::new(1 << 20)).unwrap();
-        write_page_tables(&memory).unwrap();
+        write_page_tables(&memory, TOP).unwrap();
         let entry =
             |table: u64, index: u64| -> u64 { memory.read_obj(GuestAddress(table + index * 8)).unwrap() };
         let address: u64 = 0x0123_4567;
         let next = |entry: u64| entry & !(PAGE_BYTES - 1);
-        let third = next(entry(next(entry(PAGE_TABLES.0, 0)), 0));
+        let third = next(entry(next(entry(TOP, 0)), 0));
         let page = entry(third, address / LARGE_PAGE_BYTES);
         assert_eq!(next(page) & !LARGE, address & !(LARGE_PAGE_BYTES - 1));
         assert_ne!(page & LARGE, 0);
-        assert_eq!(entry(PAGE_TABLES.0, 1), 0);
+        assert_eq!(entry(TOP, 1), 0);
     }
 }

@@ -1,9 +1,10 @@
 //! Everything that lies in guest memory before its first instruction, and the state of the first vCPU.
 //!
 //! The kernel is entered by the 64-bit boot protocol of Linux (its `Documentation/arch/x86/boot.rst`): long mode
-//! with paging, `rsi` pointing at the zero page, at the entry of its ELF image. QEMU enters the same image by the
-//! PVH protocol; there the kernel first looks for Xen, with an exit for each of 256 questions, and goes to long
-//! mode by itself.
+//! with paging, `rsi` pointing at the zero page, at the entry of its ELF image. On KVM that is where the first vCPU
+//! starts; on QEMU a program of ours takes it there from where the firmware leaves it.
+//!
+//! On KVM:
 //!
 //! ```text
 //!  0        MP floating pointer
@@ -17,16 +18,20 @@
 //!           initramfs, at the upper end of low memory
 //!           the kernel's last words
 //! ```
+//!
+//! On QEMU, firmware has the memory below 1 MiB and writes the MP table. The zero page, the page tables and the
+//! command line lie as far above 1 MiB as here above 0, and kernels above 2 MiB on either.
 
 mod check;
 pub mod cmdline;
 mod elf;
 mod kernel;
-mod linux;
+pub mod linux;
 mod mptable;
 mod plan;
 pub mod registers;
 
+pub use kernel::KERNELS_START;
 pub use plan::Plan;
 
 use std::fs::File;
@@ -36,6 +41,9 @@ use vm_memory::GuestAddress;
 
 use crate::memory::{Extent, Layout};
 use crate::virtio::GuestMemory;
+
+/// Where the tables for the kernel begin on KVM.
+const TABLES: u64 = 0;
 
 /// What goes wrong while a guest is put into its memory.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +173,24 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Tells the guest about its machine, and returns where its kernel is entered.
+    /// Where its kernel is entered.
+    pub fn entry(self) -> GuestAddress {
+        self.entry
+    }
+
+    /// Tells the guest of its memory and its command line, by tables from this address on: what it has to know of a
+    /// machine whose firmware tells it of processors and interrupts.
+    pub fn describe_memory(
+        self,
+        memory: &GuestMemory,
+        layout: Layout,
+        tables: u64,
+        cmdline: &str,
+    ) -> Result<(), BootError> {
+        linux::write(memory, layout, tables, self.initramfs, cmdline)
+    }
+
+    /// Tells the guest about its machine, which has no firmware, and returns where its kernel is entered.
     pub fn describe(
         self,
         memory: &GuestMemory,
@@ -173,9 +198,13 @@ impl Guest {
         machine: &Description<'_>,
     ) -> Result<Entry, BootError> {
         mptable::write(memory, machine.vcpus, machine.lines)?;
-        linux::write(memory, layout, self.initramfs, machine.cmdline)?;
+        self.describe_memory(memory, layout, TABLES, machine.cmdline)?;
         registers::write_segments(memory)?;
-        Ok(Entry { instruction: self.entry, zero_page: linux::ZERO_PAGE, page_tables: linux::PAGE_TABLES })
+        Ok(Entry {
+            instruction: self.entry,
+            zero_page: GuestAddress(linux::zero_page(TABLES)),
+            page_tables: GuestAddress(linux::page_tables(TABLES)),
+        })
     }
 }
 

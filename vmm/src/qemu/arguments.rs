@@ -2,10 +2,9 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use sandbox_vmm_api::{PANIC_LOG_BYTES, POWER_OFF_PORT, RateLimit};
+use sandbox_vmm_api::{POWER_OFF_PORT, RateLimit};
 
 use super::error::Error;
-use super::layout::Layout;
 use super::open::Inherited;
 use crate::config::Config;
 use crate::panic_log;
@@ -35,37 +34,29 @@ const KERNEL_WORDS: &str = "panic=-1 reboot=t mitigations=off noreplace-smp tsc=
 /// several vCPUs only that timer ticks for each of them finely.
 const KERNEL_WORDS_OF_ONE_CPU: &str = "nolapic_timer";
 
+/// The board's places for virtio devices: how many there are, where the first of them is, how far apart they are, and
+/// its interrupt line.
+pub const MAX_DEVICES: usize = 8;
+const DEVICES_START: usize = 0xfeb0_0000;
+const DEVICE_BYTES: usize = 512;
+const FIRST_LINE: usize = 5;
+
 /// What the guest's kernel has to be told of its machine.
 pub struct Guest {
-    /// Where things lie in its memory.
-    pub layout: Layout,
+    /// Where its last words go.
+    pub panic_log: u64,
     /// How fast its time stamp counter runs, if it runs steadily.
     pub tsc_khz: Option<u64>,
 }
 
 /// QEMU's arguments for a machine.
-pub fn qemu(config: &Config, guest: &Guest, fds: &Inherited<'_>) -> Vec<String> {
+pub fn qemu(config: &Config, fds: &Inherited<'_>) -> Vec<String> {
     let mut arguments = Arguments::default();
     machine(&mut arguments, config, fds);
-    kernel(&mut arguments, config, guest, fds);
+    entry(&mut arguments, fds);
     vhost_user_devices(&mut arguments, config, fds);
     plain_devices(&mut arguments, config, fds);
     arguments.0
-}
-
-/// The most bytes of the kernel's command line (`COMMAND_LINE_SIZE`, less its end).
-const COMMAND_LINE_BYTES_MAX: usize = 2047;
-
-/// The bytes that QEMU adds for a device: ` virtio_mmio.device=512@0xfeb00e00:12`.
-const DEVICE_BYTES: usize = 37;
-
-/// Refuses what would make the kernel cut off the end of its command line, where its devices are.
-pub fn check_length(config: &Config, guest: &Guest) -> Result<(), Error> {
-    let bytes = kernel_command_line(config, guest).len() + DEVICE_BYTES * config.device_count();
-    if bytes <= COMMAND_LINE_BYTES_MAX {
-        return Ok(());
-    }
-    Err(Error::CommandLine { bytes, most: COMMAND_LINE_BYTES_MAX })
 }
 
 #[derive(Default)]
@@ -89,12 +80,12 @@ fn machine(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>) {
     }
     arguments.option("-display", "none");
     arguments.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    // Without ACPI the virtio-mmio devices are announced on the kernel's command line. The interrupt
-    // controller and timer of old have to stay, and without a clock to read the kernel waits 2 s for one.
+    // The interrupt controller and timer of old have to stay, and without a clock to read the kernel waits 2 s for
+    // one.
     let serial = if config.console().is_some() { "on" } else { "off" };
     arguments.option(
         "-M",
-        format!("microvm,acpi=off,rtc=on,isa-serial={serial},auto-kernel-cmdline=on,memory-backend=memory"),
+        format!("microvm,acpi=off,rtc=on,isa-serial={serial},auto-kernel-cmdline=off,memory-backend=memory"),
     );
     arguments.option("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"));
     arguments.option("-cpu", CPU);
@@ -113,10 +104,8 @@ fn machine(arguments: &mut Arguments, config: &Config, fds: &Inherited<'_>) {
 }
 
 /// What is booted, and where its console goes.
-fn kernel(arguments: &mut Arguments, config: &Config, guest: &Guest, fds: &Inherited<'_>) {
-    arguments.option("-kernel", descriptor_path(fds.kernel));
-    arguments.option("-initrd", descriptor_path(fds.image));
-    arguments.option("-append", kernel_command_line(config, guest));
+fn entry(arguments: &mut Arguments, fds: &Inherited<'_>) {
+    arguments.option("-kernel", descriptor_path(fds.entry));
     if let Some(fd) = fds.console {
         arguments.option("-chardev", format!("socket,id=console,fd={}", fd.as_raw_fd()));
         arguments.option("-serial", "chardev:console");
@@ -175,18 +164,14 @@ fn throttling(limit: RateLimit) -> String {
     [operations, bytes].into_iter().flatten().collect()
 }
 
-/// The guest kernel's command line, without the devices, which QEMU adds.
-fn kernel_command_line(config: &Config, guest: &Guest) -> String {
+/// The guest kernel's command line, or an error: there are too many devices.
+pub fn kernel_command_line(config: &Config, guest: &Guest) -> Result<String, Error> {
     let console = match config.console() {
         Some(_) => "console=ttyS0 ignore_loglevel",
         // Without a port, a character of a panic is three accesses to nowhere.
         None => "quiet 8250.nr_uarts=0",
     };
-    let address = guest.layout.panic_log;
-    let mut line = format!(
-        "{KERNEL_WORDS} {console} memmap={PANIC_LOG_BYTES:#x}${address:#x} {panic_log}",
-        panic_log = panic_log::words(address)
-    );
+    let mut line = format!("{KERNEL_WORDS} {console} {}", panic_log::words(guest.panic_log));
     if config.vcpus() == 1 {
         line.push(' ');
         line.push_str(KERNEL_WORDS_OF_ONE_CPU);
@@ -198,7 +183,19 @@ fn kernel_command_line(config: &Config, guest: &Guest) -> String {
         line.push(' ');
         line.push_str(config.cmdline());
     }
-    line
+    line.push_str(&devices(config.device_count())?);
+    Ok(line)
+}
+
+/// Where the devices are, in the order of the arguments: without ACPI, the kernel has to be told. QEMU gives each the last
+/// place that is free.
+fn devices(count: usize) -> Result<String, Error> {
+    let device = |number: usize| {
+        let place = MAX_DEVICES.checked_sub(number + 1).ok_or(Error::TooManyDevices(count))?;
+        let (address, line) = (DEVICES_START + place * DEVICE_BYTES, FIRST_LINE + place);
+        Ok(format!(" virtio_mmio.device={DEVICE_BYTES}@{address:#x}:{line}"))
+    };
+    (0..count).map(device).collect()
 }
 
 /// A descriptor that QEMU inherits, as a path.

@@ -5,9 +5,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use sandbox_vmm_api::{DiskConfig, MachineChoice, NetConfig, TapSource, VmConfig, VsockConfig};
 
-use super::super::layout::Layout;
 use super::super::open::Inherited;
-use super::{Guest, check_length, qemu};
+use super::{Guest, kernel_command_line, qemu};
 use crate::config::Config;
 
 fn wire() -> VmConfig {
@@ -31,7 +30,7 @@ fn wire() -> VmConfig {
     }
 }
 
-const GUEST: Guest = Guest { layout: Layout { panic_log: 0x7fe_0000 }, tsc_khz: Some(2_600_001) };
+const GUEST: Guest = Guest { panic_log: 0x7fe_0000, tsc_khz: Some(2_600_001) };
 
 /// The arguments of a machine, and the descriptors that QEMU inherits for it.
 fn arguments(wire: VmConfig) -> (Vec<String>, Vec<String>) {
@@ -39,8 +38,7 @@ fn arguments(wire: VmConfig) -> (Vec<String>, Vec<String>) {
     let fd = |index: usize| files[index].as_fd();
     let config = Config::check(wire).unwrap();
     let inherited = Inherited {
-        kernel: fd(0),
-        image: fd(1),
+        entry: fd(1),
         memory: fd(2),
         qmp: fd(3),
         console: config.console().map(|_| fd(4)),
@@ -50,7 +48,7 @@ fn arguments(wire: VmConfig) -> (Vec<String>, Vec<String>) {
         taps: config.nets().iter().map(|_| fd(6)).collect(),
     };
     let fds = inherited.all().iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    (qemu(&config, &GUEST, &inherited), fds)
+    (qemu(&config, &inherited), fds)
 }
 
 /// The values of an option.
@@ -72,20 +70,20 @@ fn the_least_machine_has_nothing_that_was_not_asked_for() {
         ["isa-debug-exit,iobase=0x501,iosize=1", "virtio-rng-device,rng=entropy"]
     );
     assert!(values(&arguments, "-M")[0].contains("isa-serial=off"));
-    assert_eq!(fds.len(), 4);
+    assert_eq!(fds.len(), 3);
 }
 
 #[test]
 fn the_kernel_is_told_of_its_clock_its_timer_and_the_place_for_its_last_words() {
-    let words = |wire| values(&arguments(wire).0, "-append")[0].to_owned();
+    let words = |wire| kernel_command_line(&Config::check(wire).unwrap(), &GUEST).unwrap();
     let one = words(wire());
-    assert!(one.contains(" memmap=0x10000$0x7fe0000 ramoops.mem_address=0x7fe0000 "), "{one}");
+    assert!(one.contains(" ramoops.mem_address=0x7fe0000 "), "{one}");
     assert!(one.contains(" tsc_early_khz=2600001"), "{one}");
     assert!(one.contains(" nolapic_timer"), "{one}");
     assert!(one.contains(" quiet ") && !one.contains("console="), "{one}");
     let several = words(VmConfig { vcpus: 2, cmdline: "more words".to_owned(), ..wire() });
     assert!(!several.contains("nolapic_timer"), "{several}");
-    assert!(several.ends_with(" more words"), "{several}");
+    assert!(several.contains(" more words virtio_mmio.device="), "{several}");
     assert!(words(VmConfig { console: Some("/c".into()), ..wire() }).contains(" console=ttyS0 "));
 }
 
@@ -122,10 +120,31 @@ fn everything_is_passed_by_descriptor() {
 }
 
 #[test]
-fn words_that_the_kernel_would_cut_off_are_an_error() {
-    let config = |length| Config::check(VmConfig { cmdline: "x".repeat(length), ..wire() }).unwrap();
-    check_length(&config(1000), &GUEST).unwrap();
-    let disks = vec![DiskConfig { path: "/d".into(), read_only: true }; 18];
-    let crowded = VmConfig { cmdline: "x".repeat(1024), disks, ..wire() };
-    check_length(&Config::check(crowded).unwrap(), &GUEST).unwrap_err();
+fn the_kernel_is_told_of_each_device_from_the_last_place_on() {
+    let with_disks = |count| {
+        let disks = vec![DiskConfig { path: "/d".into(), read_only: true }; count];
+        kernel_command_line(&Config::check(VmConfig { disks, ..wire() }).unwrap(), &GUEST)
+    };
+    let line = with_disks(1).unwrap();
+    assert!(
+        line.ends_with(" virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=512@0xfeb00c00:11"),
+        "{line}"
+    );
+    assert!(with_disks(7).unwrap().ends_with(" virtio_mmio.device=512@0xfeb00000:5"));
+    let error = with_disks(8).unwrap_err().to_string();
+    assert!(error.contains("9 devices") && error.contains("room for 8"), "{error}");
+}
+
+/// The kernel reads 2,047 bytes (`COMMAND_LINE_SIZE`, less its end).
+#[test]
+fn the_longest_words_that_can_be_asked_for_are_not_cut_off() {
+    let crowded = |length| VmConfig {
+        cmdline: "x".repeat(length),
+        disks: vec![DiskConfig { path: "/d".into(), read_only: true }; 7],
+        console: Some("/c".into()),
+        ..wire()
+    };
+    let longest = (0..2048).rev().find_map(|length| Config::check(crowded(length)).ok()).unwrap();
+    let line = kernel_command_line(&longest, &GUEST).unwrap();
+    assert!((1024..2048).contains(&line.len()), "{} bytes", line.len());
 }

@@ -3,48 +3,35 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::arguments::MAX_DEVICES;
 use super::{PROGRAM, vhost_user};
+use crate::boot::BootError;
 use crate::devices::blk::image::ImageError;
 use crate::devices::net::tap::TapError;
+use crate::memory::MapError;
 use crate::{fs, jail};
 
 /// The step that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file that is booted could not be opened.
-    #[error("opening the guest {what} {path}: {error}", path = .path.display())]
-    Boot {
-        /// `kernel` or `image`.
-        what: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The guest image does not fit.
-    #[error(
-        "the guest image of {image} bytes does not fit into {memory} bytes of guest memory: give it more"
-    )]
-    Image {
-        /// Bytes of the image.
-        image: u64,
-        /// Bytes of guest memory.
-        memory: u64,
-    },
-    /// The kernel's command line is too long.
-    #[error("the kernel's command line would have {bytes} bytes, of at most {most}: fewer words or devices")]
-    CommandLine {
-        /// Its length.
-        bytes: usize,
-        /// The most that the kernel reads.
-        most: usize,
-    },
+    /// The kernel or the image are no good.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The program that enters the kernel could not be made.
+    #[error("making the program that enters the guest kernel: {0}")]
+    Entry(#[source] io::Error),
+    /// More devices than the board has room for.
+    #[error("{0} devices asked for: the software machine has room for {MAX_DEVICES}")]
+    TooManyDevices(usize),
     /// A limit that QEMU's network device does not know.
     #[error(
         "the software machine has no limit for network interfaces: leave it out, or limit the interface of the \
          network namespace with tc"
     )]
     NetRate,
+    /// Guest memory could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// Guest memory could not be made.
     #[error("making {bytes} bytes of guest memory: {error}")]
     Memory {

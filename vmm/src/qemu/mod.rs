@@ -4,14 +4,14 @@
 //! on the KVM machine, served to it over vhost-user. QEMU is a child of this process that inherits a handful of
 //! descriptors, dies with it, and is confined as [`confinement`] says.
 //!
-//! Guest memory is a memfd of ours. QEMU and the devices map it; this process reads the panic log from it when
-//! the guest has ended, and how much of it is resident.
+//! Guest memory is a memfd of ours. This process copies the guest into it while QEMU starts; QEMU and the devices map
+//! it; this process reads the panic log from it when the guest has ended, and how much of it is resident.
 
 mod arguments;
 mod child;
 mod confinement;
+mod entry;
 mod error;
-mod layout;
 mod open;
 mod qmp;
 mod tsc;
@@ -30,6 +30,7 @@ use std::thread::JoinHandle;
 
 use sandbox_vmm_api::{ExitReason, MachineKind, PANIC_LOG_BYTES, POWER_OFF_VALUE, SHARE_TAG, Statistics};
 
+use crate::boot::Plan;
 use crate::config::Config;
 use crate::confine::{self, Kind, identity};
 use crate::fs::Fs;
@@ -37,13 +38,13 @@ use crate::fs::blocks::Blocks;
 use crate::jail::{self, Apart};
 use crate::legacy::console::ConsoleFile;
 use crate::machine::{Machine, MachineError};
+use crate::memory::{self, Layout};
 use crate::panic_log;
 use crate::timeline::Timeline;
 use crate::vsock::Vsock;
 use arguments::Guest;
 use child::Qemu;
 pub use error::Error;
-use layout::Layout;
 use open::{Opened, VsockLink};
 use qmp::Qmp;
 use vhost_user::Served;
@@ -80,20 +81,28 @@ impl QemuMachine {
     /// ends, and a jail is entered by one thread alone.
     pub fn start(config: &Config, timeline: &mut Timeline) -> Result<Self, Error> {
         let tsc = tsc::Measurement::start();
-        let opened = Opened::open(config)?;
-        let guest = Guest { layout: opened.layout, tsc_khz: tsc.map(tsc::Measurement::finish) };
-        arguments::check_length(config, &guest)?;
+        let layout = Layout::new(config.memory_bytes());
+        let plan = Plan::new(layout, config.kernel(), config.image())?;
+        let opened = Opened::open(config, plan.guest().entry())?;
+        let told = Guest { panic_log: layout.panic_log().start, tsc_khz: tsc.map(tsc::Measurement::finish) };
+        let cmdline = arguments::kernel_command_line(config, &told)?;
         if !config.nets().is_empty() && !config.rates().nets.is_none() {
             return Err(Error::NetRate);
         }
         timeline.step("open everything");
 
         let inherited = opened.inherited();
-        let arguments = arguments::qemu(config, &guest, &inherited);
+        let arguments = arguments::qemu(config, &inherited);
         let ids = config.ids();
         let user = ids.map_or(child::NOBODY, |ids| ids.qemu);
         let qemu = Qemu::start(PROGRAM, &arguments, &inherited.all(), user).map_err(start_error)?;
         timeline.step("start qemu");
+
+        let memory = memory::map_file(layout, &opened.memory)?;
+        plan.work(&memory)?;
+        plan.guest().describe_memory(&memory, layout, entry::TABLES, &cmdline)?;
+        drop(memory);
+        timeline.step("load the guest");
 
         let vsock_directory = config.vsock().and_then(|vsock| vsock.socket.parent());
         jail::enter(config.shares(), vsock_directory, &Apart::make()?)?;
@@ -102,13 +111,13 @@ impl QemuMachine {
         }
         timeline.step("enter the jail");
 
-        let machine = Self::serve(qemu, opened, config)?;
+        let machine = Self::serve(qemu, opened, layout, config)?;
         timeline.step("serve devices");
         Ok(machine)
     }
 
     /// Starts this process's threads, by which QEMU gets what it waits for.
-    fn serve(mut qemu: Qemu, opened: Opened, config: &Config) -> Result<Self, Error> {
+    fn serve(mut qemu: Qemu, opened: Opened, layout: Layout, config: &Config) -> Result<Self, Error> {
         let (rates, access) = (config.rates(), config.share_access());
         let (mut devices, blocks) = (Vec::new(), Blocks::default());
         if let Some(VsockLink { link, cid, listener, dial }) = opened.vsock {
@@ -125,16 +134,7 @@ impl QemuMachine {
         let console = opened.console.map(|(pair, file)| keep_console(pair.ours, file)).transpose()?;
         let qmp = Qmp::new(opened.qmp.ours)
             .map_err(|error| Error::Socket { what: "control", error: io::Error::other(error) })?;
-        Ok(Self {
-            qemu,
-            qmp,
-            memory: opened.memory,
-            layout: opened.layout,
-            devices,
-            blocks,
-            console,
-            stopped: Stopped::No,
-        })
+        Ok(Self { qemu, qmp, memory: opened.memory, layout, devices, blocks, console, stopped: Stopped::No })
     }
 
     /// Waits for what ends with QEMU: the devices' threads, and the rest of the console.
@@ -148,7 +148,8 @@ impl QemuMachine {
     /// The bytes of the panic log, if they can be read.
     fn panic_log(&self) -> Vec<u8> {
         let mut log = vec![0; PANIC_LOG_BYTES as usize];
-        match self.memory.read_exact_at(&mut log, self.layout.panic_log) {
+        // Low memory is where the file begins.
+        match self.memory.read_exact_at(&mut log, self.layout.panic_log().start) {
             Ok(()) => log,
             Err(error) => {
                 tracing::warn!(%error, "reading the guest's panic log");

@@ -5,15 +5,16 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 use sandbox_vmm_api::{VsockConfig, socket};
+use vm_memory::GuestAddress;
 
+use super::entry;
 use super::error::Error;
-use super::layout::Layout;
 use crate::config::Config;
 use crate::devices::blk::image::Image;
 use crate::devices::net::tap::Tap;
@@ -22,12 +23,8 @@ use crate::legacy::console::ConsoleFile;
 
 /// What has been opened.
 pub struct Opened {
-    /// The guest kernel.
-    pub kernel: File,
-    /// The guest image.
-    pub image: File,
-    /// Where things lie in guest memory.
-    pub layout: Layout,
+    /// The program that QEMU boots.
+    pub entry: File,
     /// Guest memory, mapped by nobody yet.
     pub memory: File,
     /// The machine protocol.
@@ -48,8 +45,7 @@ pub struct Opened {
 
 /// The descriptors that QEMU inherits, by their purpose.
 pub struct Inherited<'a> {
-    pub kernel: BorrowedFd<'a>,
-    pub image: BorrowedFd<'a>,
+    pub entry: BorrowedFd<'a>,
     pub memory: BorrowedFd<'a>,
     pub qmp: BorrowedFd<'a>,
     pub console: Option<BorrowedFd<'a>>,
@@ -62,7 +58,7 @@ pub struct Inherited<'a> {
 impl Inherited<'_> {
     /// All of them.
     pub fn all(&self) -> Vec<BorrowedFd<'_>> {
-        [self.kernel, self.image, self.memory, self.qmp]
+        [self.entry, self.memory, self.qmp]
             .into_iter()
             .chain([self.console, self.vsock, self.share].into_iter().flatten())
             .chain(self.disks.iter().copied())
@@ -72,14 +68,10 @@ impl Inherited<'_> {
 }
 
 impl Opened {
-    /// Opens everything.
-    pub fn open(config: &Config) -> Result<Self, Error> {
-        let kernel = boot_file("kernel", config.kernel())?;
-        let image = boot_file("image", config.image())?;
+    /// Opens everything, for a kernel that is entered here.
+    pub fn open(config: &Config, kernel: GuestAddress) -> Result<Self, Error> {
         Ok(Self {
-            layout: layout(config, &image)?,
-            kernel,
-            image,
+            entry: entry::file(kernel).map_err(Error::Entry)?,
             memory: guest_memory(config.memory_bytes())?,
             qmp: Pair::new("control")?,
             console: config.console().map(open_console).transpose()?,
@@ -94,8 +86,7 @@ impl Opened {
     /// What QEMU inherits of it.
     pub fn inherited(&self) -> Inherited<'_> {
         Inherited {
-            kernel: self.kernel.as_fd(),
-            image: self.image.as_fd(),
+            entry: self.entry.as_fd(),
             memory: self.memory.as_fd(),
             qmp: self.qmp.theirs.as_fd(),
             console: self.console.as_ref().map(|(pair, _)| pair.theirs.as_fd()),
@@ -105,33 +96,6 @@ impl Opened {
             taps: self.taps.iter().map(AsFd::as_fd).collect(),
         }
     }
-}
-
-/// Opens a file that is booted, such that anybody who has the descriptor can open it again by that.
-fn boot_file(what: &'static str, path: &Path) -> Result<File, Error> {
-    /// The permission of everybody else to read.
-    const OTHERS_READ: u32 = 0o004;
-    let open = || -> io::Result<File> {
-        let mut file = File::open(path)?;
-        let data = file.metadata()?;
-        if data.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
-        if data.permissions().mode() & OTHERS_READ != 0 {
-            return Ok(file);
-        }
-        let mut copy = File::from(rustix::fs::memfd_create(what, MemfdFlags::CLOEXEC)?);
-        io::copy(&mut file, &mut copy)?;
-        Ok(copy)
-    };
-    open().map_err(|error| Error::Boot { what, path: path.to_owned(), error })
-}
-
-fn layout(config: &Config, image: &File) -> Result<Layout, Error> {
-    let failed = |error| Error::Boot { what: "image", path: config.image().to_owned(), error };
-    let bytes = image.metadata().map_err(failed)?.len();
-    Layout::new(config.memory_bytes(), bytes)
-        .ok_or(Error::Image { image: bytes, memory: config.memory_bytes() })
 }
 
 fn guest_memory(bytes: u64) -> Result<File, Error> {
