@@ -15,7 +15,7 @@ fn a_pod_of_the_sandbox_api_is_a_machine_with_its_containers() {
     let Some(mut kubelet) = Kubelet::with_sandbox_api("cri-api") else { return };
     let pod = kubelet.pod_with("pod", json!({"memory": 128 << 20}));
     let one = kubelet.start(&pod, "one", SERVICE, json!({"memory": 64 << 20}));
-    let two = kubelet.start(&pod, "two", SERVICE, json!({}));
+    let two = kubelet.start(&pod, "two", SERVICE, json!({"pid": "pod"}));
     assert_eq!(kubelet.containerd.processes(&format!("{SHIM} -namespace")).len(), 1);
     let known = kubelet.containerd.line("container ls --quiet").expect_code(0).out();
     assert!(known.contains(&one) && !known.contains(&pod.id), "{known}");
@@ -30,6 +30,12 @@ fn a_pod_of_the_sandbox_api_is_a_machine_with_its_containers() {
     let kib = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number");
     assert!((128 << 10..200 << 10).contains(&kib), "{memory}");
     kubelet.exec(&one, "cat /sys/fs/cgroup/memory.max").expect_stdout("67108864\n");
+
+    // One has processes of its own, and the other one shares the pod's.
+    let first = "tr '\\0' ' ' </proc/1/cmdline | grep -q trap";
+    kubelet.exec(&one, first).expect_code(0);
+    kubelet.exec(&two, &format!("{first} || ps -o args | grep -q '[t]rap'")).expect_code(0);
+    kubelet.exec(&two, first).expect_code(1);
 
     // What containerd leaves to the shim: names, and memory that containers share.
     for file in ["/etc/hosts", "/etc/resolv.conf"] {
