@@ -30,6 +30,9 @@ use crate::{carrier, log};
 /// How long its first process may take to end when nobody says how long.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
+/// How long one that has just been started may take to listen to signals; it is told again then.
+const DEAF_TIME: Duration = Duration::from_millis(500);
+
 /// How long the shim stays after containerd has done with the pod: the answer to that has to be out, and the server does
 /// not tell when it is. containerd takes a connection that closes instead for a failure.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
@@ -164,8 +167,13 @@ fn stop(carrier: &Container, limit: Duration) -> std::result::Result<(), Error> 
             Ok(()) | Err(Error::Finished) => {}
             Err(error) => return Err(error),
         }
-        if carrier.init.wait(Some(Instant::now() + limit)).is_some() {
-            return Ok(());
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if carrier.init.wait(Some(deadline.min(Instant::now() + DEAF_TIME))).is_some() {
+                return Ok(());
+            }
+            // The kernel keeps nothing for a first process that does not listen yet.
+            let _ = carrier.kill("", signal as i32, false);
         }
     }
     Err(Error::State(format!("sandbox {} does not end", carrier.id)))
