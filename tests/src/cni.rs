@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 
 use crate::network::{Namespace, output};
 
+/// Where Debian puts them.
+const DEBIANS_PLACE: &str = "/usr/lib/cni";
+
 /// Where they are: where `SANDBOX_TEST_CNI` says, or where Debian puts them.
 pub fn programs() -> PathBuf {
-    std::env::var_os("SANDBOX_TEST_CNI").map_or_else(|| "/usr/lib/cni".into(), PathBuf::from)
+    std::env::var_os("SANDBOX_TEST_CNI").map_or_else(|| DEBIANS_PLACE.into(), PathBuf::from)
 }
 
 /// The network of the documentation's example: a bridge with addresses of its own, and the way out behind the host's.
@@ -31,7 +34,16 @@ pub struct Attached<'a> {
 
 /// Why they cannot be used here, if they cannot.
 pub fn missing() -> Option<&'static str> {
-    let there = programs().join("bridge").exists() && Path::new("/usr/sbin/iptables").exists();
+    missing_in(&programs())
+}
+
+/// The same for an engine, which looks where Debian puts them and nowhere else.
+pub fn missing_for_engines() -> Option<&'static str> {
+    missing_in(Path::new(DEBIANS_PLACE))
+}
+
+fn missing_in(place: &Path) -> Option<&'static str> {
+    let there = place.join("bridge").exists() && Path::new("/usr/sbin/iptables").exists();
     (!there).then_some("CNI plugins are missing: apt-get install containernetworking-plugins iptables")
 }
 

@@ -48,7 +48,7 @@ impl Docker {
     /// One with Docker's default network, in a namespace that takes the host's place. `None`, and a notice, where that
     /// cannot be had.
     pub fn with_network(name: &str) -> Option<Self> {
-        if let Some(why) = cni::missing() {
+        if let Some(why) = cni::missing_for_engines() {
             skip(name, why);
             return None;
         }

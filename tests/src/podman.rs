@@ -59,7 +59,7 @@ impl Podman {
     /// One with Podman's default network, in a namespace that takes the host's place. `None`, and a notice, where that
     /// cannot be had.
     pub fn with_network(name: &str) -> Option<Self> {
-        if let Some(why) = cni::missing() {
+        if let Some(why) = cni::missing_for_engines() {
             skip(name, why);
             return None;
         }
@@ -73,7 +73,7 @@ impl Podman {
             skip(name, "Podman has no names: apt-get install netavark aardvark-dns");
             return None;
         }
-        if let Some(why) = cni::missing() {
+        if let Some(why) = cni::missing_for_engines() {
             skip(name, why);
             return None;
         }
