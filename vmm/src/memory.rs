@@ -9,7 +9,7 @@
 //!  4 GiB ..               high memory: what does not fit below
 //! ```
 //!
-//! Guest memory is private and anonymous, without reserve: the host gives a page when the guest first touches
+//! On KVM, guest memory is private and anonymous, without reserve: the host gives a page when the guest first touches
 //! it, and takes it back when the balloon reports it free.
 
 use std::fs::File;
@@ -106,40 +106,26 @@ pub struct MapError {
 
 /// Maps guest memory; no page of it is allocated yet.
 pub fn map(layout: Layout) -> Result<GuestMemory, MapError> {
-    let ranges: Vec<_> = ranges(layout)?.into_iter().map(|(start, len)| (start, len, None)).collect();
-    map_ranges(layout, &ranges)
+    map_parts(layout, None)
 }
 
 /// Maps guest memory that is a file, whose holes are left out.
 pub fn map_file(layout: Layout, file: &File) -> Result<GuestMemory, MapError> {
-    let file = Arc::new(file.try_clone().map_err(|error| failed(layout, error))?);
-    let mut offset = 0;
-    let mut with_file = |(start, len): (GuestAddress, usize)| {
-        let part = FileOffset::from_arc(file.clone(), offset);
-        offset += len as u64;
-        (start, len, Some(part))
-    };
-    let ranges: Vec<_> = ranges(layout)?.into_iter().map(&mut with_file).collect();
-    map_ranges(layout, &ranges)
+    map_parts(layout, Some(file))
 }
 
-fn ranges(layout: Layout) -> Result<Vec<(GuestAddress, usize)>, MapError> {
-    let range = |extent: Extent| {
-        let len = usize::try_from(extent.len).map_err(|error| failed(layout, error))?;
-        Ok((GuestAddress(extent.start), len))
-    };
-    layout.backed().into_iter().map(range).collect()
-}
-
-fn map_ranges(
-    layout: Layout,
-    ranges: &[(GuestAddress, usize, Option<FileOffset>)],
-) -> Result<GuestMemory, MapError> {
-    GuestMemory::from_ranges_with_files(ranges).map_err(|error| failed(layout, error))
-}
-
-fn failed(layout: Layout, why: impl ToString) -> MapError {
-    MapError { bytes: layout.total(), why: why.to_string() }
+fn map_parts(layout: Layout, file: Option<&File>) -> Result<GuestMemory, MapError> {
+    let failed = |why: String| MapError { bytes: layout.total(), why };
+    let file = file.map(File::try_clone).transpose().map_err(|error| failed(error.to_string()))?;
+    let file = file.map(Arc::new);
+    let (mut ranges, mut offset) = (Vec::new(), 0);
+    for extent in layout.backed() {
+        let len = usize::try_from(extent.len).map_err(|error| failed(error.to_string()))?;
+        let part = file.clone().map(|file| FileOffset::from_arc(file, offset));
+        ranges.push((GuestAddress(extent.start), len, part));
+        offset += extent.len;
+    }
+    GuestMemory::from_ranges_with_files(&ranges).map_err(|error| failed(error.to_string()))
 }
 
 /// How much of guest memory is resident on the host, in bytes.
