@@ -7,7 +7,7 @@ use std::process::Command;
 use sandbox_vmm_api::{DiskConfig, NetConfig, ShareEntry, TapSource, VmConfig};
 
 use super::Script;
-use super::virtio::{DATA, Ring, device, flag};
+use super::virtio::{DATA, Ring, device};
 use crate::place::on_kvm;
 
 /// The size of each ring.
@@ -134,18 +134,7 @@ impl Victim {
         let mut rings = self.rings();
         script.bring_up(self.features, &mut rings);
         let (readable, writable) = self.request;
-        script.copy(DATA, readable);
-        let mut buffers = vec![];
-        if !readable.is_empty() {
-            buffers.push((u64::from(DATA), readable.len() as u32, 0));
-        }
-        if writable > 0 {
-            buffers.push((u64::from(DATA) + 0x1000, writable, flag::WRITE));
-        }
-        let ring = &mut rings[self.live];
-        script.offer_chain(ring, 0, &buffers);
-        script.notify(ring);
-        script.wait_used(ring);
+        script.ask(&mut rings[self.live], readable, (DATA + 0x1000, writable));
         script.say(".");
     }
 }

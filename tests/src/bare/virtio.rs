@@ -191,6 +191,16 @@ impl Script {
         self.offer(ring, slot);
     }
 
+    /// Has a request served: what the device reads, and where it may write how much.
+    pub fn ask(&mut self, ring: &mut Ring, readable: &[u8], (answer, room): (u32, u32)) {
+        self.copy(DATA, readable);
+        let parts = [(DATA.into(), readable.len() as u32, 0), (answer.into(), room, flag::WRITE)];
+        let buffers: Vec<_> = parts.into_iter().filter(|&(_, len, _)| len > 0).collect();
+        self.offer_chain(ring, 0, &buffers);
+        self.notify(ring);
+        self.wait_used(ring);
+    }
+
     /// Offers what a descriptor starts.
     pub fn offer(&mut self, ring: &mut Ring, head: u16) {
         let slot = u32::from(ring.offered % ring.size);

@@ -7,17 +7,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::XattrFlags;
-use sandbox_tests::bare::{self, DATA, Ring, Script, device, flag};
+use sandbox_tests::bare::{self, DATA, Ring, Script, device};
 use sandbox_tests::sandbox;
 use sandbox_tests::vmm::Machine;
 use sandbox_vmm_api::{ProcessIds, ShareEntry, VmConfig};
 
 /// Operations (`enum fuse_opcode` of `linux/fuse.h`).
-mod opcode {
+pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
     pub const SETATTR: u32 = 4;
+    pub const READLINK: u32 = 5;
     pub const SYMLINK: u32 = 6;
     pub const MKNOD: u32 = 8;
     pub const MKDIR: u32 = 9;
@@ -28,8 +29,10 @@ mod opcode {
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
+    pub const STATFS: u32 = 17;
     pub const RELEASE: u32 = 18;
     pub const SETXATTR: u32 = 21;
+    pub const GETXATTR: u32 = 22;
     pub const REMOVEXATTR: u32 = 24;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
@@ -38,6 +41,7 @@ mod opcode {
     pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
+    pub const READDIRPLUS: u32 = 44;
     pub const COPY_FILE_RANGE: u32 = 47;
     pub const SETUP_MAPPING: u32 = 48;
     pub const TMPFILE: u32 = 51;
@@ -72,7 +76,8 @@ struct Try {
     answer: Answer,
 }
 
-fn message(opcode: u32, node: u64, body: &[&[u8]]) -> Vec<u8> {
+/// A message, with its header.
+pub fn message(opcode: u32, node: u64, body: &[&[u8]]) -> Vec<u8> {
     let body = body.concat();
     let mut message = ((40 + body.len()) as u32).to_le_bytes().to_vec();
     message.extend(opcode.to_le_bytes());
@@ -83,7 +88,7 @@ fn message(opcode: u32, node: u64, body: &[&[u8]]) -> Vec<u8> {
     message
 }
 
-fn words(words: &[u32]) -> Vec<u8> {
+pub fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
@@ -278,11 +283,7 @@ fn try_all(tries: &[Try], share: impl FnOnce(&mut VmConfig, &Path)) -> Machine {
     let [_, ring] = &mut rings;
     for attempt in tries {
         script.fill(REPLY, UNTOUCHED, 4);
-        script.copy(DATA, &attempt.message);
-        let request = (DATA.into(), attempt.message.len() as u32, 0);
-        script.offer_chain(ring, 0, &[request, (REPLY.into(), 4096, flag::WRITE)]);
-        script.notify(ring);
-        script.wait_used(ring);
+        script.ask(ring, &attempt.message, (REPLY, 4096));
         script.report(REPLY + 4);
     }
     script.say("done\n");

@@ -8,6 +8,8 @@ use sandbox_tests::bare::{self, DATA, MEMORY_BYTES, Script, flag, register};
 use sandbox_tests::leaks;
 use sandbox_tests::vmm::Machine;
 
+use crate::hostile_files::{message, opcode, words};
+
 /// What the guest puts into its own memory, and has to find.
 const PLANTED: u64 = 0x5500_dead_beef;
 const PLANTED_AT: u32 = 40 << 20;
@@ -34,30 +36,23 @@ fn requests(victim: &Victim) -> Vec<(Vec<u8>, u32)> {
 /// A session of FUSE (`linux/fuse.h`): what there is to be known of a directory, an entry and a file, whose nodes and
 /// handles are small numbers, and some that nobody has.
 fn file_requests() -> Vec<Vec<u8>> {
-    const INIT: u32 = 26;
-    const STATFS: u32 = 17;
-    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
-    let request = |opcode: u32, node: u32, body: &[u8]| {
-        [&words(&[40 + body.len() as u32, opcode, 7, 0, node, 0, 0, 0, 0, 0])[..], body].concat()
-    };
-    let mut requests = vec![
-        request(INIT, 0, &[words(&[7, 41, 128 << 10, u32::MAX]), vec![0; 48]].concat()),
-        request(STATFS, 1, &[]),
-    ];
+    use opcode::*;
+    let init = [words(&[7, 41, 128 << 10, u32::MAX]), vec![0; 48]].concat();
+    let mut requests = vec![message(INIT, 0, &[&init]), message(STATFS, 1, &[])];
     for node in 1..4 {
         for name in ["shared\0", "file\0", "nothing\0"] {
-            requests.push(request(1, node, name.as_bytes()));
+            requests.push(message(LOOKUP, node, &[name.as_bytes()]));
         }
-        for opcode in [3, 5, 14, 27] {
-            requests.push(request(opcode, node, &[0; 16]));
+        for opcode in [GETATTR, READLINK, OPEN, OPENDIR] {
+            requests.push(message(opcode, node, &[&[0; 16]]));
         }
         for handle in 0..4 {
-            for opcode in [15, 28, 44] {
-                requests.push(request(opcode, node, &words(&[handle, 0, 0, 0, 4096, 0, 0, 0, 0, 0])));
+            for opcode in [READ, READDIR, READDIRPLUS] {
+                requests.push(message(opcode, node, &[&words(&[handle, 0, 0, 0, 4096, 0, 0, 0, 0, 0])]));
             }
         }
         for name in ["\0", "user.none\0"] {
-            requests.push(request(22, node, &[&words(&[4096, 0])[..], name.as_bytes()].concat()));
+            requests.push(message(GETXATTR, node, &[&words(&[4096, 0]), name.as_bytes()]));
         }
     }
     requests
@@ -73,18 +68,7 @@ fn look_at_answers(script: &mut Script, victim: &Victim) {
         script.notify(&rings[queue]);
     }
     for (readable, writable) in requests(victim) {
-        script.copy(DATA, &readable);
-        let mut buffers = vec![];
-        if !readable.is_empty() {
-            buffers.push((DATA.into(), readable.len() as u32, 0));
-        }
-        if writable > 0 {
-            buffers.push((ANSWER.into(), writable, flag::WRITE));
-        }
-        let ring = &mut rings[victim.live];
-        script.offer_chain(ring, 0, &buffers);
-        script.notify(ring);
-        script.wait_used(ring);
+        script.ask(&mut rings[victim.live], &readable, (ANSWER, writable));
         script.find_addresses(ANSWER, ROOM);
     }
     script.find_addresses_in_registers(register::END);
