@@ -111,6 +111,16 @@ impl Sandbox {
         })
     }
 
+    /// The container's cgroups are its own to change.
+    pub fn writable_cgroups(self) -> Self {
+        self.config(|config| {
+            let mounts = config["mounts"].as_array_mut().expect("a list");
+            for mount in mounts.iter_mut().filter(|mount| mount["destination"] == "/sys/fs/cgroup") {
+                mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+            }
+        })
+    }
+
     /// Adds a mount.
     pub fn mount(self, destination: &str, kind: &str, source: impl AsRef<Path>, options: &[&str]) -> Self {
         let source = source.as_ref();

@@ -2,9 +2,11 @@
 //! whatever the host has.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -224,19 +226,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The directory into which one more process is born: the container's, or, where the container has made
-    /// cgroups of its own below it and given them controllers (so that it may hold no process itself), that of
-    /// its first process.
+    /// The directory into which one more process is born: that of the container's first process, which is the
+    /// container's own until that process makes cgroups below it and moves. It moves before it gives them
+    /// controllers (a cgroup whose children have them holds no process itself), as systemd does, and a process that
+    /// came into the container's own in between would have the kernel refuse them.
     pub fn home_of(&self, init: Pid) -> Result<OwnedFd, CgroupError> {
-        let control = self.path.join("cgroup.subtree_control");
-        let delegated = std::fs::read_to_string(&control).is_ok_and(|text| !text.trim().is_empty());
-        if !delegated {
-            return open_directory(&self.path);
-        }
         let list = PathBuf::from(format!("/proc/{}/cgroup", init.as_raw_nonzero()));
-        let text = std::fs::read_to_string(&list).map_err(|e| file_error("read", &list, e))?;
-        let place = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        open_directory(&Path::new(CGROUP_MOUNT).join(place))
+        let text = std::fs::read(&list).map_err(|e| file_error("read", &list, e))?;
+        let place =
+            text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"0::/")).unwrap_or_default();
+        let home = Path::new(CGROUP_MOUNT).join(OsStr::from_bytes(place));
+        // One that has left the container's cgroup takes nobody with it.
+        open_directory(if home.starts_with(&self.path) { &home } else { &self.path })
     }
 
     /// How many of its processes have been killed for lack of memory.

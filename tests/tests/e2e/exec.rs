@@ -159,6 +159,22 @@ fn the_end_of_the_container_is_the_end_of_its_processes() {
     sandbox.expect_nothing_left();
 }
 
+/// As a first process does that is to be the manager of cgroups, such as systemd.
+#[test]
+fn the_first_process_gives_its_cgroups_controllers_whatever_was_added_before() {
+    let script = "cd /sys/fs/cgroup && mkdir inner && echo 0 >inner/cgroup.procs && touch /moved
+        while ! [ -e /added ]; do sleep 0.1; done
+        echo +pids >cgroup.subtree_control && touch /given; exec sleep 1000";
+    let sandbox = sandbox("exec-cgroups").command(["sh", "-c", script]).writable_cgroups();
+    let container = sandbox.start();
+    sandbox.exec(&[], ["sh", "-c", "while ! [ -e /moved ]; do sleep 0.1; done"]).expect_code(0);
+    let (_exec, _holder) = detached(&sandbox, &[], "exec sleep 4321");
+    sandbox.exec(&[], ["cat", "/proc/self/cgroup"]).expect_stdout("0::/inner\n");
+    let script = "touch /added; while ! [ -e /given ]; do sleep 0.1; done; cat /proc/self/cgroup";
+    sandbox.exec(&[], ["sh", "-c", script]).expect_stdout("0::/inner\n");
+    end(container);
+}
+
 #[test]
 fn many_at_once_do_not_mix() {
     let sandbox = idle("exec-many");

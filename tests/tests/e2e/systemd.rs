@@ -35,13 +35,11 @@ const SERVICE: &str =
 
 /// A bundle as the guide describes it.
 fn system(name: &str, archive: &std::path::Path) -> Sandbox {
-    let sandbox = sandbox(name).command(["/sbin/init"]).capable(&CAPABILITIES).config(|config| {
+    let base = sandbox(name).command(["/sbin/init"]).capable(&CAPABILITIES).writable_cgroups();
+    let sandbox = base.config(|config| {
         config["process"]["noNewPrivileges"] = false.into();
         config["process"]["env"].as_array_mut().expect("a list").push("container=sandbox".into());
         let mounts = config["mounts"].as_array_mut().expect("a list");
-        for mount in mounts.iter_mut().filter(|mount| mount["destination"] == "/sys/fs/cgroup") {
-            mount["options"] = json!(["nosuid", "noexec", "nodev"]);
-        }
         for (destination, mode) in [("/run", "mode=755"), ("/run/lock", "mode=1777"), ("/tmp", "mode=1777")] {
             let options = ["nosuid", "nodev", mode];
             let mount =

@@ -187,15 +187,8 @@ fn more_processes_join_it_and_have_terminals() {
 
 #[test]
 fn it_makes_cgroups_below_its_own_where_they_are_writable() {
-    let writable = |config: &mut Value| {
-        for mount in config["mounts"].as_array_mut().expect("a list") {
-            if mount["destination"] == "/sys/fs/cgroup" {
-                mount["options"] = json!(["nosuid", "noexec", "nodev"]);
-            }
-        }
-        config["linux"]["resources"]["pids"] = json!({"limit": 50});
-    };
-    let sandbox = mapped("users-cgroups").config(writable);
+    let sandbox = mapped("users-cgroups").writable_cgroups();
+    let sandbox = sandbox.config(|config| config["linux"]["resources"]["pids"] = json!({"limit": 50}));
     let script =
         "cd /sys/fs/cgroup && mkdir inner && echo 0 >inner/cgroup.procs && echo +pids >cgroup.subtree_control
         cat /proc/self/cgroup; echo 10 >inner/pids.max && cat inner/pids.max; stat -c %u . pids.max
