@@ -10,6 +10,7 @@ mod kill;
 mod list;
 mod machine;
 mod metrics;
+mod parse;
 mod pause;
 mod ps;
 mod removal;
@@ -38,15 +39,22 @@ use crate::{descriptor, exit, features};
 
 /// Run OCI bundles, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
-#[command(name = "sandbox", disable_version_flag = true, subcommand_required = false, max_term_width = 100)]
+#[command(name = parse::NAME, disable_version_flag = true, subcommand_required = false, max_term_width = 100)]
 struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What stands before a command.
+#[derive(Debug, clap::Args)]
+struct Options {
     #[command(flatten)]
     global: Global,
     /// Print the version and exit
     #[arg(long, short = 'v')]
     version: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
 }
 
 /// What every command takes.
@@ -185,7 +193,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
         return code;
     }
     descriptor::keep_from_children();
-    let cli = match Cli::try_parse_from(&args) {
+    let Cli { options: Options { global, version }, command } = match parse::parse(&args) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -196,21 +204,23 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
             };
         }
     };
-    let failed = match &cli.command {
+    let failed = match &command {
         Some(Command::Run(_)) => exit::SANDBOX_FAILED,
         Some(Command::Exec(_)) => exit::EXEC_FAILED,
         _ => exit::FAILED,
     };
-    let least = if cli.global.debug { Level::Debug } else { Level::Info };
-    let log = match Log::open(cli.global.log.as_deref(), cli.global.log_format, least) {
+    let least = if global.debug { Level::Debug } else { Level::Info };
+    let log = match Log::open(global.log.as_deref(), global.log_format, least) {
         Ok(log) => log,
         Err(error) => {
-            let path = cli.global.log.unwrap_or_default();
+            let path = global.log.unwrap_or_default();
             Log::plain().error(&format!("cannot open the log {}: {error}", path.display()));
             return failed;
         }
     };
-    match command(cli, &log) {
+    let outcome =
+        if version { print(&self::version()).map(|()| 0) } else { carry_out(command, &global, &log) };
+    match outcome {
         Ok(code) => code,
         // A reader that has seen enough.
         Err(Error::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
@@ -221,28 +231,24 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     }
 }
 
-fn command(cli: Cli, log: &Log) -> Result<u8, Error> {
-    if cli.version {
-        print(&version())?;
-        return Ok(0);
-    }
-    match cli.command {
-        Some(Command::Run(args)) => run::run(&args, &cli.global, log),
-        Some(Command::Check(args)) => check::check(&args, &cli.global),
-        Some(Command::Spec(args)) => spec::spec(&args, &cli.global),
-        Some(Command::List(args)) => list::list(&args, &cli.global, log),
-        Some(Command::Kill(args)) => kill::kill(&args, &cli.global),
-        Some(Command::Create(args)) => create::create(&args, &cli.global, log),
-        Some(Command::Start(args)) => start::start(&args, &cli.global, log),
-        Some(Command::State(args)) => state::state(&args, &cli.global),
-        Some(Command::Delete(args)) => removal::delete(&args, &cli.global, log),
-        Some(Command::Exec(args)) => exec::exec(&args, &cli.global, log),
-        Some(Command::Ps(args)) => ps::ps(&args, &cli.global),
-        Some(Command::Pause(args)) => pause::pause(&args, &cli.global),
-        Some(Command::Resume(args)) => pause::resume(&args, &cli.global),
-        Some(Command::Update(args)) => update::update(&args, &cli.global),
-        Some(Command::Events(args)) => events::events(&args, &cli.global),
-        Some(Command::Metrics(args)) => metrics::metrics(&args, &cli.global, log),
+fn carry_out(command: Option<Command>, global: &Global, log: &Log) -> Result<u8, Error> {
+    match command {
+        Some(Command::Run(args)) => run::run(&args, global, log),
+        Some(Command::Check(args)) => check::check(&args, global),
+        Some(Command::Spec(args)) => spec::spec(&args, global),
+        Some(Command::List(args)) => list::list(&args, global, log),
+        Some(Command::Kill(args)) => kill::kill(&args, global),
+        Some(Command::Create(args)) => create::create(&args, global, log),
+        Some(Command::Start(args)) => start::start(&args, global, log),
+        Some(Command::State(args)) => state::state(&args, global),
+        Some(Command::Delete(args)) => removal::delete(&args, global, log),
+        Some(Command::Exec(args)) => exec::exec(&args, global, log),
+        Some(Command::Ps(args)) => ps::ps(&args, global),
+        Some(Command::Pause(args)) => pause::pause(&args, global),
+        Some(Command::Resume(args)) => pause::resume(&args, global),
+        Some(Command::Update(args)) => update::update(&args, global),
+        Some(Command::Events(args)) => events::events(&args, global),
+        Some(Command::Metrics(args)) => metrics::metrics(&args, global, log),
         Some(Command::Features) => {
             print(&format!("{:#}\n", features::features()))?;
             Ok(0)
@@ -283,7 +289,7 @@ mod tests {
         let cli = Cli::try_parse_from(["sandbox", "run", "bundle", "--", "ls", "-l", "--debug"]).unwrap();
         let Some(Command::Run(args)) = cli.command else { panic!("no run") };
         assert_eq!(args.command, ["ls", "-l", "--debug"]);
-        assert!(!cli.global.debug);
+        assert!(!cli.options.global.debug);
         let cli = Cli::try_parse_from(["sandbox", "run", "--", "ls"]).unwrap();
         let Some(Command::Run(args)) = cli.command else { panic!("no run") };
         assert_eq!((args.target.to_str(), args.command), (Some("."), vec!["ls".to_owned()]));
