@@ -39,7 +39,7 @@ use crate::{descriptor, exit, features};
 
 /// Run OCI bundles, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
-#[command(name = parse::NAME, disable_version_flag = true, subcommand_required = false, max_term_width = 100)]
+#[command(name = "sandbox", disable_version_flag = true, subcommand_required = false, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     options: Options,

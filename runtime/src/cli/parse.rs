@@ -10,9 +10,6 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use super::{Cli, Command, Options};
 
-/// What the program is called in its own words.
-pub const NAME: &str = "sandbox";
-
 /// Parses a command line, whose first word is the program.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     at_once(args).map_or_else(|| Cli::try_parse_from(args), Ok)
@@ -20,9 +17,9 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
 
 /// Parses one that is well-formed with no other command than the first that a word of it names, if one does.
 fn at_once(args: &[OsString]) -> Option<Cli> {
-    let all = Command::augment_subcommands(clap::Command::new(NAME));
+    let all = Command::augment_subcommands(clap::Command::default());
     let named = args.iter().skip(1).find_map(|word| all.find_subcommand(word)).cloned();
-    let options = Options::augment_args(clap::Command::new(NAME).disable_version_flag(true));
+    let options = Options::augment_args(clap::Command::default());
     let matches = options.subcommands(named).try_get_matches_from(args).ok()?;
     Cli::from_arg_matches(&matches).ok()
 }
