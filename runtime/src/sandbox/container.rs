@@ -30,6 +30,9 @@ use crate::block::Given;
 use crate::listening::Listening;
 use crate::state::{Record, SandboxId, StateDir, Status, Transition};
 
+/// What is said of a container whose record says already that it runs.
+pub(super) const STARTING: &str = "container not running: it is being started";
+
 /// The number of a container, never used twice: events that are late cannot be taken for those of a successor of
 /// the same name.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -92,6 +95,13 @@ pub enum Stage {
     Settling(Instant),
     /// It is being taken away.
     Leaving,
+}
+
+impl Stage {
+    /// Whether its process has not executed its program yet.
+    pub(super) fn comes_before_running(&self) -> bool {
+        matches!(self, Self::Preparing | Self::Making | Self::Showing | Self::Standing | Self::Starting(_))
+    }
 }
 
 /// A container.
@@ -208,6 +218,7 @@ impl Container {
     /// Why nothing can be asked of its processes now.
     pub(super) fn not_running(&self) -> Option<Answer> {
         match self.record.status {
+            Status::Running if matches!(self.stage, Stage::Starting(_)) => Some(Answer::refused(STARTING)),
             Status::Running if self.exit.is_none() => None,
             Status::Running => Some(Answer::refused("container not running: its process has ended")),
             status => Some(Answer::refused(format!("container not running: it is {}", status.name()))),

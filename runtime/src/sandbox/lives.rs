@@ -208,6 +208,11 @@ impl Ready<'_> {
         if !matches!(container.stage, Stage::Starting(_)) {
             return Ok(());
         }
+        // Whoever has read its first word finds that it runs.
+        if let Err(error) = container.become_(Transition::Started) {
+            self.refuse_start(serial, &error);
+            return self.fail(serial, error);
+        }
         container.due = Some((Instant::now() + limit, START));
         Ok(self.calls.ask(Call::Start { container: name }, Asked::Started(serial))?)
     }
@@ -226,14 +231,9 @@ impl Ready<'_> {
         let Stage::Starting(asker) = &mut container.stage else { return Ok(()) };
         let asker = asker.take();
         container.due = None;
-        let ran = match outcome {
-            Outcome::Failed(failure) => {
-                container.stage = Stage::Leaving;
-                Err(Error::Agent(failure))
-            }
-            _ => container.become_(Transition::Started),
-        };
-        if let Err(error) = ran {
+        if let Outcome::Failed(failure) = outcome {
+            container.stage = Stage::Leaving;
+            let error = Error::Agent(failure);
             reply(asker, Answer::refused(error.to_string()));
             return self.fail(serial, error);
         }

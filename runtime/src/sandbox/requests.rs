@@ -7,12 +7,12 @@ use rustix::process::Signal;
 use sandbox_protocol::{Call, Outcome};
 
 use super::booted::reply;
-use super::container::{Serial, Stage};
+use super::container::{STARTING, Serial, Stage};
 use super::execs::ExecRequest;
 use super::prepared::cancels;
 use super::ready::{Asked, Ready, STOP_TIME};
 use super::{Answer, Error, Request};
-use crate::state::{Status, Transition};
+use crate::state::Transition;
 
 const ENDED: &str = "container not running: its process has ended";
 
@@ -29,7 +29,7 @@ impl Ready<'_> {
         };
         let attended = !target.plan.detached;
         if attended
-            && target.record.status != Status::Running
+            && target.stage.comes_before_running()
             && let Some(signal) = cancels(&request)
         {
             reply(asker, Answer::Done);
@@ -117,6 +117,10 @@ impl Ready<'_> {
         asker: Option<SyncSender<Answer>>,
     ) -> Result<(), Error> {
         let Some(container) = self.containers.get(&serial) else { return Ok(()) };
+        if matches!(container.stage, Stage::Starting(_)) {
+            reply(asker, Answer::refused(STARTING));
+            return Ok(());
+        }
         match container.record.status.after(transition) {
             Ok(_) => Ok(self.calls.ask(call, Asked::Becomes(serial, transition, asker))?),
             Err(refused) => {
