@@ -28,6 +28,7 @@
 //! | [`mounts`] | the mounts of a root file system |
 //! | [`events`] | what happened, told to containerd in order |
 //! | [`stats`] | what a container uses, in containerd's words |
+//! | [`over`] | when there is nothing left to do, and every answer is out |
 //! | [`log`] | the shim's own messages, which containerd reads |
 
 mod carrier;
@@ -41,6 +42,7 @@ mod log;
 mod logger;
 mod mounts;
 mod options;
+mod over;
 mod pause;
 mod place;
 mod pod;

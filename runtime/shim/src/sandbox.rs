@@ -3,6 +3,7 @@
 //! Its sandbox is a pod's first container that containerd knows nothing of ([`carrier`]); everything else is as where
 //! containerd has made that one. The pod's containers come to the task service, as always.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -32,10 +33,6 @@ const STOP_TIME: Duration = Duration::from_secs(10);
 
 /// How long one that has just been started may take to listen to signals; it is told again then.
 const DEAF_TIME: Duration = Duration::from_millis(500);
-
-/// How long the shim stays after containerd has done with the pod: the answer to that has to be out, and the server does
-/// not tell when it is. containerd takes a connection that closes instead for a failure.
-const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 /// What cannot be had, in the words of a pod's author.
 const NO_HOST_NETWORK: &str = "the pod asks for the host's network (hostNetwork: true): a virtual machine cannot have \
@@ -182,13 +179,13 @@ fn stop(carrier: &Container, limit: Duration) -> std::result::Result<(), Error> 
 /// What containerd asks of the sandbox; the pod is shared with the task service, which is told when it is gone.
 pub struct Service {
     pod: Arc<Pod>,
-    gone: Arc<dyn Fn() + Send + Sync>,
+    gone: Box<dyn Fn(RawFd) + Send + Sync>,
 }
 
 impl Service {
-    /// Serves a pod. `gone` is called when containerd has done with it.
-    pub fn new(pod: Arc<Pod>, gone: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { pod, gone: Arc::new(gone) }
+    /// Serves a pod. `gone` is called when containerd has done with it, with the connection on which it said so.
+    pub fn new(pod: Arc<Pod>, gone: impl Fn(RawFd) + Send + Sync + 'static) -> Self {
+        Self { pod, gone: Box::new(gone) }
     }
 }
 
@@ -261,19 +258,11 @@ impl Sandbox for Service {
 
     fn shutdown_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         _: ShutdownSandboxRequest,
     ) -> Result<ShutdownSandboxResponse> {
         self.pod.remove()?;
-        let gone = Arc::clone(&self.gone);
-        let later = move || {
-            std::thread::sleep(ANSWER_TIME);
-            gone();
-        };
-        if let Err(error) = std::thread::Builder::new().name("shutdown".into()).spawn(later) {
-            log::error(None, &format!("cannot start a thread: {error}"));
-            (self.gone)();
-        }
+        (self.gone)(context.fd);
         Ok(ShutdownSandboxResponse::default())
     }
 

@@ -12,9 +12,10 @@ use sandbox_runtime::descriptor;
 use crate::container::Shared;
 use crate::events::Events;
 use crate::flags::Flags;
+use crate::over::Over;
 use crate::place::{self, PlaceError};
 use crate::sandbox::Pod;
-use crate::service::{Over, Service};
+use crate::service::Service;
 use crate::{log, sandbox, start};
 
 /// Where it finds the socket that it is to listen on.
@@ -61,15 +62,16 @@ pub fn serve(flags: &Flags) -> Result<(), ServeError> {
     let pod = Arc::new(Pod::new(Arc::new(unheard)));
     let service = Arc::new(Service::new(Arc::clone(&shared), Arc::clone(&pod), Arc::clone(&over)));
     let done = Arc::clone(&over);
-    let sandbox = create_sandbox(Arc::new(sandbox::Service::new(pod, move || done.tell())));
+    let sandbox =
+        create_sandbox(Arc::new(sandbox::Service::new(pod, move |connection| done.tell(connection))));
     let methods = create_task(service.clone());
     let renamed = create_task(service);
     let renamed = renamed.into_iter().map(|(path, method)| (path.replace(V3, V2), method)).collect();
     let mut server = Server::new()
         .add_listener(listener.into_raw_fd())?
-        .register_service(methods)
-        .register_service(sandbox)
-        .register_service(renamed);
+        .register_service(over.count(methods))
+        .register_service(over.count(sandbox))
+        .register_service(over.count(renamed));
     server.start()?;
     over.wait();
     {
@@ -77,8 +79,8 @@ pub fn serve(flags: &Flags) -> Result<(), ServeError> {
         let _lock = place::lock(&root)?;
         let _ = std::fs::remove_file(place::socket(&root, &flags.id));
     }
-    // Whoever still waits for something on a connection waits in vain, and is not waited for.
     shared.events.finish();
     let _ = std::fs::remove_dir(&root);
+    over.wait_for_hangup();
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::Task;
 use containerd_shim_protos::api::{
@@ -18,6 +18,7 @@ use sandbox_runtime::{lifecycle, spec};
 use crate::container::{Container, Shared};
 use crate::error::Error;
 use crate::events::{any, timestamp};
+use crate::over::Over;
 use crate::process::Status;
 use crate::sandbox::Pod;
 use crate::stats::metrics;
@@ -39,24 +40,6 @@ enum Slot {
     /// Somebody is making it.
     Taken,
     Container(Arc<Container>),
-}
-
-/// Tells when the shim has nothing left to do.
-#[derive(Debug, Default)]
-pub struct Over(Mutex<bool>, Condvar);
-
-impl Over {
-    /// Waits for that.
-    pub fn wait(&self) {
-        let over = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.1.wait_while(over, |over| !*over).unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Tells that.
-    pub fn tell(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.1.notify_all();
-    }
 }
 
 impl Service {
@@ -247,11 +230,11 @@ impl Task for Service {
         Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..ConnectResponse::default() })
     }
 
-    fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> Result<Empty> {
+    fn shutdown(&self, context: &TtrpcContext, request: ShutdownRequest) -> Result<Empty> {
         // It is asked after each container, and the last one is meant; a pod of the sandbox API has a word of its own.
         // `now` is from `delete`.
         if request.now || self.containers().is_empty() && self.pod.bundle().is_none() {
-            self.over.tell();
+            self.over.tell(context.fd);
         }
         Ok(Empty::default())
     }
