@@ -12,7 +12,7 @@ use crate::config::{Config, Machine};
 use crate::exit;
 use crate::state::SandboxId;
 
-/// The arguments of `sandbox check`.
+// The arguments of `sandbox check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Form of the report

@@ -17,7 +17,7 @@ use crate::spec::Overrides;
 use crate::state::SandboxId;
 use crate::{descriptor, process};
 
-/// The arguments of `sandbox create`.
+// The arguments of `sandbox create`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Name of the sandbox
@@ -31,7 +31,7 @@ pub struct Args {
     machine: MachineOptions,
 }
 
-/// The options that engines give, as runc has them.
+// The options that engines give, as runc has them.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Engine {
     /// Write the process id of the sandbox to this file

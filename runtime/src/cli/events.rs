@@ -15,7 +15,7 @@ use crate::state::{SandboxId, StateError};
 /// How often the stream has numbers.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The arguments of `sandbox events`.
+// The arguments of `sandbox events`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

@@ -13,7 +13,7 @@ use crate::monitor;
 use crate::spec::{Overrides, check_process, process_from, process_of};
 use crate::state::{SandboxId, Status, find};
 
-/// The arguments of `sandbox exec`.
+// The arguments of `sandbox exec`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

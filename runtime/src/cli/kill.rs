@@ -6,7 +6,7 @@ use super::{Error, Global};
 use crate::lifecycle;
 use crate::state::SandboxId;
 
-/// The arguments of `sandbox kill`.
+// The arguments of `sandbox kill`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

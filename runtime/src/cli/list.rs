@@ -6,7 +6,7 @@ use super::{Error, Global, print};
 use crate::log::Log;
 use crate::state::{Record, list as records};
 
-/// The arguments of `sandbox list`.
+// The arguments of `sandbox list`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Form of the list

@@ -7,7 +7,7 @@ use sandbox_vmm_api::MachineChoice;
 use crate::lifecycle::MachineWanted;
 use crate::quantity::Span;
 
-/// The options.
+// The options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MachineOptions {
     /// The machine to run on: kvm, qemu, or whichever works better here [default: auto]

@@ -23,7 +23,7 @@ const PATIENCE: Option<Duration> = Some(Duration::from_secs(5));
 /// Where an address is a unix socket.
 const UNIX: &str = "unix:";
 
-/// The arguments of `sandbox metrics`.
+// The arguments of `sandbox metrics`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Serve them at /metrics until killed, on unix:PATH or ADDRESS:PORT

@@ -59,4 +59,15 @@ mod tests {
         let error = parsed("sandbox --root run exe").unwrap_err().to_string();
         assert!(error.contains("'exec'"), "{error}");
     }
+    #[test]
+    fn the_help_of_a_command_begins_with_what_it_does() {
+        for (command, does) in [
+            ("exec", "Run one more process in a running sandbox"),
+            ("create", "Make a sandbox whose process waits to be started"),
+            ("run", "Run a bundle and wait for its end"),
+        ] {
+            let help = parsed(&format!("sandbox {command} --help")).unwrap_err().to_string();
+            assert!(help.starts_with(&format!("{does}\n")), "{help}");
+        }
+    }
 }

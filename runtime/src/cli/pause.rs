@@ -4,7 +4,7 @@ use super::{Error, Global};
 use crate::lifecycle;
 use crate::state::SandboxId;
 
-/// The arguments of both.
+// The arguments of both.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

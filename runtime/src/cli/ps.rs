@@ -7,7 +7,7 @@ use crate::lifecycle;
 use crate::printable::printable;
 use crate::state::SandboxId;
 
-/// The arguments of `sandbox ps`.
+// The arguments of `sandbox ps`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

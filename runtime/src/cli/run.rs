@@ -20,7 +20,7 @@ use crate::{client, exit};
 const OUT_OF_MEMORY: &str =
     "the container reached its memory limit and a process in it was killed: --memory SIZE gives more";
 
-/// The arguments of `sandbox run`.
+// The arguments of `sandbox run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The bundle: a directory with config.json and a root file system; the id, where --bundle gives the bundle

@@ -10,7 +10,7 @@ use crate::spec::template;
 const NO_ROOTLESS: &str = "--rootless: a virtual machine is made by root, and a configuration for other users is not \
                            written: leave it out, and give the container users of its own with linux.uidMappings";
 
-/// The arguments of `sandbox spec`.
+// The arguments of `sandbox spec`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The bundle to write it into

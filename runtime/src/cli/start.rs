@@ -5,7 +5,7 @@ use crate::lifecycle;
 use crate::log::Log;
 use crate::state::SandboxId;
 
-/// The arguments of `sandbox start`.
+// The arguments of `sandbox start`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Error, Global, print};
 use crate::state::{SandboxId, find};
 
-/// The arguments of `sandbox state`.
+// The arguments of `sandbox state`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox

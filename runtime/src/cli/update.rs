@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 1 << 20;
 const NO_RDT: &str = "--l3-cache-schema, --mem-bw-schema: the caches and the memory bandwidth of the host's CPU are not \
                       the guest's to share out (linux.intelRdt): leave them out";
 
-/// The arguments of `sandbox update`.
+// The arguments of `sandbox update`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The sandbox
