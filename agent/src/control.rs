@@ -54,24 +54,20 @@ impl Control {
 
     /// Sends the first frame.
     pub fn hello(&mut self, hello: &Hello) -> Result<(), ControlError> {
-        self.queue(hello)
+        self.queue(hello)?;
+        self.flush()
     }
 
-    /// Sends a reply or an event, now or when the host takes it.
+    /// Has a reply or an event sent with the next [`Self::flush`]: several that go together wake the host once.
     pub fn send(&mut self, what: &FromAgent) -> Result<(), ControlError> {
         self.queue(what)
     }
 
     fn queue(&mut self, what: &impl Serialize) -> Result<(), ControlError> {
-        frame::write(&mut self.outgoing, what, MAX_TO_HOST_BYTES)?;
-        self.flush()?;
-        match self.outgoing.len() {
-            unsent if unsent > MAX_UNSENT_BYTES => Err(ControlError::HostStalled(unsent)),
-            _ => Ok(()),
-        }
+        Ok(frame::write(&mut self.outgoing, what, MAX_TO_HOST_BYTES)?)
     }
 
-    /// Hands the host what it takes.
+    /// Hands the host what it takes; the rest waits until it takes more.
     pub fn flush(&mut self) -> Result<(), ControlError> {
         let mut sent = 0;
         while let Some(rest) = self.outgoing.get(sent..).filter(|rest| !rest.is_empty()) {
@@ -83,7 +79,10 @@ impl Control {
             }
         }
         self.outgoing.drain(..sent);
-        Ok(())
+        match self.outgoing.len() {
+            unsent if unsent > MAX_UNSENT_BYTES => Err(ControlError::HostStalled(unsent)),
+            _ => Ok(()),
+        }
     }
 
     /// Reads what has come and returns the whole requests in it.

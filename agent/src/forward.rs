@@ -17,7 +17,7 @@ use sandbox_protocol::{Failure, Outcome, Stream};
 
 use crate::requests::other;
 use crate::serve::{Agent, ServeError};
-use crate::stdio::{self, Owner, StdioError};
+use crate::stdio::{self, Line, Owner, StdioError};
 use crate::stream::{Progress, Sink};
 
 /// The most connections at once, more than the host asks for.
@@ -99,7 +99,8 @@ impl Agent {
     ) -> Result<Result<(), StdioError>, ServeError> {
         let name = wanted.connection.to_string();
         let owner = Owner { container: "", process: &name, secret: &self.stream_secret };
-        let pumps = stdio::dial(&self.dialer, owner, Stream::Connection)
+        let pumps = Line::of(&self.dialer, owner, Stream::Connection)
+            .dial()
             .and_then(|connection| stdio::carry_both_ways(connection, socket, Sink::Connection));
         let [to, from] = match pumps {
             Ok(pumps) => pumps,

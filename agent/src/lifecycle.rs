@@ -116,7 +116,7 @@ impl Agent {
                     container.cgroup.kill();
                     self.watch_cgroup(&container.cgroup)?;
                 }
-                inputs.into_iter().for_each(|number| self.stop_pump(number));
+                inputs.into_iter().for_each(|number| drop(self.stop_pump(number)));
                 Ok(())
             }
         }

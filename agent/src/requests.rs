@@ -16,7 +16,7 @@ use crate::forget;
 use crate::network::{self, Standby};
 use crate::process::{Process, Role, Serial, Stage};
 use crate::serve::{Agent, Flow, ServeError};
-use crate::stdio::{self, Connected, Owner};
+use crate::stdio::{self, Connected, Owner, StdioError};
 
 /// The most containers of a guest.
 const MAX_CONTAINERS: usize = 256;
@@ -99,39 +99,33 @@ impl Agent {
         let devices = container::attach_devices(&create.devices, &mut create.spec).map_err(other)?;
         container::make_volumes(&create.volumes).map_err(other)?;
         let process = create.spec.process().as_ref().ok_or_else(|| other("config.json has no process"))?;
-        let secret = self.stream_secret.clone();
-        let owner = Owner { container: &create.container, process: "", secret: &secret };
         let terminal = process.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, create.streams, &self.dialer).map_err(other)?;
         let cgroup = Cgroup::create(&create.container, create.spec.linux().as_ref()).map_err(other)?;
-        let spawned = agent.connect(owner).map_err(other).and_then(|connected| {
-            let first = First {
-                create: &create,
-                namespaces,
-                shared: &shared,
-                filter: filter.as_ref(),
-                cgroup: &cgroup,
-            };
-            container::delegate(&create.spec, namespaces, &cgroup)
-                .and_then(|()| container::spawn_init(&first, child))
-                .map(|spawned| (spawned, connected))
-                .map_err(other)
-        });
-        let (spawned, connected) = match spawned {
+        let first =
+            First { create: &create, namespaces, shared: &shared, filter: filter.as_ref(), cgroup: &cgroup };
+        let spawned = container::delegate(&create.spec, namespaces, &cgroup)
+            .and_then(|()| container::spawn_init(&first, child));
+        let spawned = match spawned {
             Ok(spawned) => spawned,
-            Err(failure) => {
+            Err(error) => {
                 // Empty, and nobody would ask for its removal.
                 let _ = cgroup.remove();
-                return Err(failure);
+                return Err(other(error));
             }
         };
         let mounts = KeptMounts::of(spawned.pid);
+        let (name, secret) = (create.container.clone(), self.stream_secret.clone());
+        let owner = Owner { container: &name, process: "", secret: &secret };
         let serial = self.adopt(owner, Role::Init, request, spawned, 0)?;
-        self.hold(serial, connected);
         self.watch_memory(serial, &cgroup);
-        let name = create.container.clone();
         let container = Container::new(create, mounts, devices, namespaces, filter, cgroup, serial);
-        self.containers.insert(name, container);
+        self.containers.insert(name.clone(), container);
+        // The host has been answering meanwhile.
+        match agent.connect(owner, &self.dialer) {
+            Ok(connected) => self.hold(serial, connected),
+            Err(error) => self.give_up(serial, &error),
+        }
         Ok(())
     }
 
@@ -172,15 +166,23 @@ impl Agent {
         let owner = Owner { container: &exec.container, process: &exec.process, secret: &secret };
         let terminal = exec.spec.terminal().unwrap_or(false);
         let (child, agent) = stdio::prepare(terminal, exec.streams, &self.dialer).map_err(other)?;
-        let connected = agent.connect(owner).map_err(other)?;
         let spawned = container::spawn_exec(container, init, &exec.spec, child).map_err(other)?;
         let oom_kills = container.cgroup.oom_kills();
         let serial = self.adopt(owner, Role::Exec, request, spawned, oom_kills)?;
-        match connected {
-            Connected::Terminal(_) => self.hold(serial, connected),
-            Connected::Pumps(carried) => self.run_unheld(serial, carried).map_err(other)?,
+        // The host has been answering meanwhile.
+        match agent.connect(owner, &self.dialer) {
+            Ok(terminal @ Connected::Terminal(_)) => self.hold(serial, terminal),
+            Ok(Connected::Pumps(carried)) => self.run_unheld(serial, carried).map_err(other)?,
+            Err(error) => self.give_up(serial, &error),
         }
         Ok(())
+    }
+
+    /// A process whose streams cannot be had is not to run.
+    fn give_up(&mut self, serial: Serial, error: &StdioError) {
+        if let Some(process) = self.processes.get_mut(&serial) {
+            process.give_up(other(error));
+        }
     }
 
     /// A process waits for the word before it executes its program; its streams are carried from then on.
@@ -280,7 +282,7 @@ impl Agent {
             self.processes.iter().filter(|(_, p)| p.container == id).map(|(serial, _)| *serial).collect();
         for serial in ended {
             let Some(process) = self.processes.remove(&serial) else { continue };
-            process.inputs.iter().chain(&process.outputs).for_each(|number| self.stop_pump(*number));
+            process.inputs.iter().chain(&process.outputs).for_each(|number| drop(self.stop_pump(*number)));
         }
         let Some(container) = self.containers.remove(id) else { return Ok(()) };
         container.cgroup.remove().map_err(other)

@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use sandbox_protocol::{FromAgent, Outcome, Reply};
+use sandbox_protocol::{self as protocol, FromAgent, Outcome, Reply, StreamHello};
 
 use crate::container::Container;
 use crate::container::cgroup::Cgroup;
@@ -116,6 +116,7 @@ impl Agent {
     /// Serves the host until it asks for the power-off.
     pub fn serve(mut self) -> Result<(), ServeError> {
         loop {
+            self.control.flush()?;
             for (token, flags) in self.wait()? {
                 if self.dispatch(token, flags)? == Flow::PowerOff {
                     return Ok(());
@@ -239,8 +240,7 @@ impl Agent {
     /// Carries a stream from now on.
     pub(crate) fn start_pump(&mut self, pump: Pump) -> Result<u64, ServeError> {
         let number = self.number();
-        pump.register(&self.epoll, PUMP << (KIND_SHIFT - 1) | number)
-            .map_err(ServeError::kernel("register a stream"))?;
+        pump.register(&self.epoll, token_of(number)).map_err(ServeError::kernel("register a stream"))?;
         self.pumps.insert(number, pump);
         Ok(number)
     }
@@ -258,11 +258,11 @@ impl Agent {
         self.pumps.contains_key(&number)
     }
 
-    /// Closes a stream.
-    pub(crate) fn stop_pump(&mut self, number: u64) {
-        if let Some(pump) = self.pumps.remove(&number) {
-            pump.unregister(&self.epoll);
-        }
+    /// Closes a stream. Returns what was carrying it.
+    pub(crate) fn stop_pump(&mut self, number: u64) -> Option<Pump> {
+        let pump = self.pumps.remove(&number)?;
+        pump.unregister(&self.epoll);
+        Some(pump)
     }
 
     fn run_pump(&mut self, number: u64) -> Result<(), ServeError> {
@@ -273,13 +273,36 @@ impl Agent {
                 self.ready.insert(number);
                 Ok(())
             }
-            progress @ (Progress::Done | Progress::Broken) => {
-                self.stop_pump(number);
-                self.forward_ended(number, progress);
-                self.stream_ended(number)
-            }
+            Progress::Unconnected => match pump.connect(&self.epoll, token_of(number)) {
+                Ok(()) => {
+                    self.ready.insert(number);
+                    Ok(())
+                }
+                Err(error) => self.pump_ended(number, Progress::Broken, Some(error.to_string())),
+            },
+            progress @ (Progress::Done | Progress::Broken) => self.pump_ended(number, progress, None),
         }
     }
+
+    fn pump_ended(&mut self, number: u64, how: Progress, lost: Option<String>) -> Result<(), ServeError> {
+        let pump = self.stop_pump(number);
+        if let Some(line) = pump.as_ref().and_then(Pump::line) {
+            let StreamHello { container, process, stream, .. } = line.hello.clone();
+            self.control.send(&FromAgent::Event(protocol::Event::SilentEnd {
+                container,
+                process,
+                stream,
+                lost,
+            }))?;
+        }
+        self.forward_ended(number, how);
+        self.stream_ended(number)
+    }
+}
+
+/// What a pump doubles for its ends' tokens.
+fn token_of(pump: u64) -> u64 {
+    PUMP << (KIND_SHIFT - 1) | pump
 }
 
 /// Blocks the signal that tells of children and has it read from a descriptor instead; ignores the one that a

@@ -33,13 +33,22 @@ pub enum ChildStdio {
     Files([OwnedFd; 3]),
 }
 
-/// The agent's ends, for which the host has been dialled.
+/// The agent's ends.
 #[derive(Debug)]
 pub enum AgentStdio {
-    /// A terminal, whose master is yet to come from the process.
+    /// A terminal, for which the host has been dialled, and whose master is yet to come from the process.
     Terminal(Dialling),
     /// The other ends of the pipes, for the streams that the host wants.
-    Pipes(Vec<(Stream, Dialling, OwnedFd)>),
+    Pipes(Pipes),
+}
+
+/// The agent's ends of a process's pipes.
+#[derive(Debug)]
+pub struct Pipes {
+    /// Its input, for which the host has been dialled.
+    stdin: Option<(Dialling, OwnedFd)>,
+    /// Its outputs.
+    outputs: Vec<(Stream, OwnedFd)>,
 }
 
 /// What the agent carries.
@@ -71,8 +80,19 @@ pub struct Owner<'a> {
     pub secret: &'a str,
 }
 
-/// Makes both sides' ends: of one terminal, or of a pipe for each stream that the host wants. The host is dialled for
-/// each; it answers to all of them while the process is made.
+impl Owner<'_> {
+    fn hello(self, stream: Stream) -> StreamHello {
+        StreamHello {
+            container: self.container.to_owned(),
+            process: self.process.to_owned(),
+            stream,
+            secret: self.secret.to_owned(),
+        }
+    }
+}
+
+/// Makes both sides' ends: of one terminal, or of a pipe for each stream that the host wants. For a terminal and for
+/// input the host is dialled, and answers while the process is made; for output, when there is some.
 pub fn prepare(
     terminal: bool,
     wanted: Streams,
@@ -87,15 +107,10 @@ pub fn prepare(
     let (stderr_read, stderr_write) = ends(wanted.stderr)?;
     let or_null = |end: Option<OwnedFd>| end.map_or_else(null, Ok);
     let child = ChildStdio::Files([or_null(stdin_read)?, or_null(stdout_write)?, or_null(stderr_write)?]);
-    let mut agent = Vec::new();
-    for (stream, end) in
-        [(Stream::Stdin, stdin_write), (Stream::Stdout, stdout_read), (Stream::Stderr, stderr_read)]
-    {
-        if let Some(end) = end {
-            agent.push((stream, dial()?, end));
-        }
-    }
-    Ok((child, AgentStdio::Pipes(agent)))
+    let stdin = stdin_write.map(|end| Ok::<_, StdioError>((dial()?, end))).transpose()?;
+    let outputs = [(Stream::Stdout, stdout_read), (Stream::Stderr, stderr_read)];
+    let outputs = outputs.into_iter().filter_map(|(stream, end)| Some((stream, end?))).collect();
+    Ok((child, AgentStdio::Pipes(Pipes { stdin, outputs })))
 }
 
 /// The reading and the writing end of a pipe, or none.
@@ -108,24 +123,23 @@ fn ends(wanted: bool) -> Result<(Option<OwnedFd>, Option<OwnedFd>), StdioError> 
 }
 
 impl AgentStdio {
-    /// Waits for the host, and tells it which stream each connection is for.
-    pub fn connect(self, owner: Owner<'_>) -> Result<Connected, StdioError> {
-        match self {
+    /// Waits for the host, where it has been dialled, and tells it what for.
+    pub fn connect(self, owner: Owner<'_>, dialer: &Dialer) -> Result<Connected, StdioError> {
+        let Pipes { stdin, outputs } = match self {
             Self::Terminal(dialling) => {
-                Ok(Connected::Terminal(introduce(dialling, owner, Stream::Terminal)?))
+                return Ok(Connected::Terminal(introduce(dialling, &owner.hello(Stream::Terminal))?));
             }
-            Self::Pipes(pipes) => {
-                let mut carried = Carried::default();
-                for (stream, dialling, end) in pipes {
-                    let connection = introduce(dialling, owner, stream)?;
-                    match stream {
-                        Stream::Stdin => carried.inputs.push(Pump::new(connection, end, Sink::File)?),
-                        _ => carried.outputs.push(Pump::new(end, connection, Sink::Connection)?),
-                    }
-                }
-                Ok(Connected::Pumps(carried))
-            }
+            Self::Pipes(pipes) => pipes,
+        };
+        let mut carried = Carried::default();
+        if let Some((dialling, end)) = stdin {
+            let connection = introduce(dialling, &owner.hello(Stream::Stdin))?;
+            carried.inputs.push(Pump::new(connection, Sink::File(end))?);
         }
+        for (stream, end) in outputs {
+            carried.outputs.push(Pump::new(end, Sink::Line(Line::of(dialer, owner, stream)))?);
+        }
+        Ok(Connected::Pumps(carried))
     }
 }
 
@@ -138,28 +152,40 @@ pub fn carry_terminal(connection: OwnedFd, master: &OwnedFd) -> Result<Carried, 
 /// Makes the pump from a connection of the host's to something in the guest, which ends in this way, and the one back.
 ///
 /// Each has descriptors of its own, since a descriptor can be registered only once.
-pub fn carry_both_ways(connection: OwnedFd, inside: &OwnedFd, kind: Sink) -> Result<[Pump; 2], StdioError> {
+pub fn carry_both_ways(
+    connection: OwnedFd,
+    inside: &OwnedFd,
+    kind: fn(OwnedFd) -> Sink,
+) -> Result<[Pump; 2], StdioError> {
     let duplicate = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 0);
-    let input = Pump::new(duplicate(&connection)?, duplicate(inside)?, kind)?;
-    let output = Pump::new(duplicate(inside)?, connection, Sink::Connection)?;
+    let input = Pump::new(duplicate(&connection)?, kind(duplicate(inside)?))?;
+    let output = Pump::new(duplicate(inside)?, Sink::Connection(connection))?;
     Ok([input, output])
 }
 
-/// Dials the host for a stream, and says which it is.
-pub fn dial(dialer: &Dialer, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
-    introduce(dialer.begin(STREAM_PORT)?, owner, stream)
+/// What the host can be dialled for, and by whom.
+#[derive(Debug)]
+pub struct Line {
+    dialer: Dialer,
+    /// What it is told.
+    pub hello: StreamHello,
 }
 
-fn introduce(dialling: Dialling, owner: Owner<'_>, stream: Stream) -> Result<OwnedFd, StdioError> {
-    let connection = dialling.finish()?;
-    let hello = StreamHello {
-        container: owner.container.to_owned(),
-        process: owner.process.to_owned(),
-        stream,
-        secret: owner.secret.to_owned(),
-    };
-    let mut file = std::fs::File::from(connection);
-    frame::write(&mut file, &hello, MAX_STREAM_HELLO_BYTES)?;
+impl Line {
+    /// For a stream of somebody's.
+    pub fn of(dialer: &Dialer, owner: Owner<'_>, stream: Stream) -> Self {
+        Self { dialer: dialer.clone(), hello: owner.hello(stream) }
+    }
+
+    /// Dials the host, and says which stream it is.
+    pub fn dial(&self) -> Result<OwnedFd, StdioError> {
+        introduce(self.dialer.begin(STREAM_PORT)?, &self.hello)
+    }
+}
+
+fn introduce(dialling: Dialling, hello: &StreamHello) -> Result<OwnedFd, StdioError> {
+    let mut file = std::fs::File::from(dialling.finish()?);
+    frame::write(&mut file, hello, MAX_STREAM_HELLO_BYTES)?;
     Ok(file.into())
 }
 

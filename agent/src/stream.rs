@@ -8,11 +8,13 @@
 //! take. Between two edges it is left alone; a pump that has had its share of one round is run again in the
 //! next, before anything is waited for.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
+
+use crate::stdio::{Line, StdioError};
 
 /// The most bytes that one read takes.
 pub const BUFFER_BYTES: usize = 64 << 10;
@@ -20,13 +22,15 @@ pub const BUFFER_BYTES: usize = 64 << 10;
 /// The most reads of a pump in one round, so that one stream cannot starve the others.
 const READS_PER_ROUND: usize = 16;
 
-/// What a pump ends in.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Where a pump carries to.
+#[derive(Debug)]
 pub enum Sink {
     /// A pipe or a terminal: closing it ends it.
-    File,
+    File(OwnedFd),
     /// A connection: its direction is shut down.
-    Connection,
+    Connection(OwnedFd),
+    /// A connection to be: the host is dialled when there is something to carry.
+    Line(Line),
 }
 
 /// What a pump wants after a round.
@@ -36,6 +40,8 @@ pub enum Progress {
     Waiting,
     /// To be run again soon.
     Ready,
+    /// To be connected: there is something to carry.
+    Unconnected,
     /// Nothing more: every byte up to the source's end has been handed over.
     Done,
     /// Nothing more: one end is gone, and what was on its way with it.
@@ -46,8 +52,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Pump {
     source: OwnedFd,
-    sink: OwnedFd,
-    kind: Sink,
+    sink: Sink,
     pending: Vec<u8>,
     at_end: bool,
     ends_when_dry: bool,
@@ -56,26 +61,49 @@ pub struct Pump {
 
 impl Pump {
     /// Makes a pump of two descriptors of its own, and makes both non-blocking.
-    pub fn new(source: OwnedFd, sink: OwnedFd, kind: Sink) -> rustix::io::Result<Self> {
-        for fd in [&source, &sink] {
-            rustix::io::ioctl_fionbio(fd, true)?;
+    pub fn new(source: OwnedFd, sink: Sink) -> rustix::io::Result<Self> {
+        let pump =
+            Self { source, sink, pending: Vec::new(), at_end: false, ends_when_dry: false, sink_gone: false };
+        for end in std::iter::once(&pump.source).chain(pump.sink()) {
+            rustix::io::ioctl_fionbio(end, true)?;
         }
-        Ok(Self {
-            source,
-            sink,
-            kind,
-            pending: Vec::new(),
-            at_end: false,
-            ends_when_dry: false,
-            sink_gone: false,
-        })
+        Ok(pump)
+    }
+
+    fn sink(&self) -> Option<&OwnedFd> {
+        match &self.sink {
+            Sink::File(sink) | Sink::Connection(sink) => Some(sink),
+            Sink::Line(_) => None,
+        }
+    }
+
+    /// What it was to be connected to, if it has not been.
+    pub fn line(&self) -> Option<&Line> {
+        match &self.sink {
+            Sink::Line(line) => Some(line),
+            _ => None,
+        }
     }
 
     /// Registers both ends, the source as the number's double and the sink as that plus one.
     pub fn register(&self, epoll: &OwnedFd, number: u64) -> rustix::io::Result<()> {
         let source = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(epoll, &self.source, EventData::new_u64(number * 2), source)?;
-        epoll::add(epoll, &self.sink, EventData::new_u64(number * 2 + 1), EventFlags::OUT | EventFlags::ET)
+        self.register_sink(epoll, number)
+    }
+
+    fn register_sink(&self, epoll: &OwnedFd, number: u64) -> rustix::io::Result<()> {
+        let Some(sink) = self.sink() else { return Ok(()) };
+        epoll::add(epoll, sink, EventData::new_u64(number * 2 + 1), EventFlags::OUT | EventFlags::ET)
+    }
+
+    /// Dials the host for what there is to carry.
+    pub fn connect(&mut self, epoll: &OwnedFd, number: u64) -> Result<(), StdioError> {
+        let Sink::Line(line) = &self.sink else { return Ok(()) };
+        let connection = line.dial()?;
+        rustix::io::ioctl_fionbio(&connection, true)?;
+        self.sink = Sink::Connection(connection);
+        Ok(self.register_sink(epoll, number)?)
     }
 
     /// Notes that the sink's reader is gone, which ends the pump even when there is nothing to write.
@@ -87,8 +115,9 @@ impl Pump {
 
     /// Undoes [`Self::register`]; closing would not, where a duplicate of the descriptor is open.
     pub fn unregister(&self, epoll: &OwnedFd) {
-        let _ = epoll::delete(epoll, &self.source);
-        let _ = epoll::delete(epoll, &self.sink);
+        for end in std::iter::once(&self.source).chain(self.sink()) {
+            let _ = epoll::delete(epoll, end);
+        }
     }
 
     /// From now on, a source that has nothing to give is at its end: its writer is gone, and what it wrote is
@@ -100,6 +129,9 @@ impl Pump {
     /// Carries what there is to carry.
     pub fn run(&mut self, buffer: &mut [u8]) -> Progress {
         for _ in 0..READS_PER_ROUND {
+            if self.line().is_some() && !self.pending.is_empty() {
+                return Progress::Unconnected;
+            }
             match self.flush() {
                 Ok(true) => {}
                 Ok(false) => return self.waiting(),
@@ -127,8 +159,11 @@ impl Pump {
     fn flush(&mut self) -> rustix::io::Result<bool> {
         let mut taken = 0;
         let mut full = false;
-        while let Some(rest) = self.pending.get(taken..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::write(&self.sink, rest) {
+        while let (Some(sink), Some(rest)) = (self.sink(), self.pending.get(taken..)) {
+            if rest.is_empty() {
+                break;
+            }
+            match rustix::io::write(sink, rest) {
                 Ok(n) => taken += n,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -147,8 +182,8 @@ impl Pump {
     }
 
     fn end_sink(&self) {
-        if self.kind == Sink::Connection {
-            let _ = rustix::net::shutdown(self.sink.as_fd(), Shutdown::Write);
+        if let Sink::Connection(connection) = &self.sink {
+            let _ = rustix::net::shutdown(connection, Shutdown::Write);
         }
     }
 }
@@ -169,7 +204,7 @@ mod tests {
     fn rig() -> Rig {
         let (source, writer) = std::io::pipe().unwrap();
         let (sink, reader) = UnixStream::pair().unwrap();
-        let pump = Pump::new(source.into(), sink.into(), Sink::Connection).unwrap();
+        let pump = Pump::new(source.into(), Sink::Connection(sink.into())).unwrap();
         Rig { writer: Some(writer), reader, pump, buffer: vec![0; BUFFER_BYTES] }
     }
 

@@ -21,7 +21,11 @@ fn a_paused_container_stands_still_until_it_is_resumed() {
     let Some(mut guest) = Guest::start() else { return };
     echoing(&mut guest);
     let mut input = guest.stream("c", "", Stream::Stdin);
+    input.write_all(b"first\n").unwrap();
     let mut output = guest.stream("c", "", Stream::Stdout);
+    let mut line = [0; 6];
+    output.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"first\n");
     guest.pause("c").unwrap();
     input.write_all(b"hello\n").unwrap();
     let failure = guest.exec("c", "p", process(&["true"])).unwrap_err();
@@ -35,7 +39,6 @@ fn a_paused_container_stands_still_until_it_is_resumed() {
 
     guest.resume("c").unwrap();
     output.set_nonblocking(false).unwrap();
-    let mut line = [0; 6];
     output.read_exact(&mut line).unwrap();
     assert_eq!(&line, b"hello\n");
     assert!(guest.resume("c").unwrap_err().message.contains("is not paused"));

@@ -5,7 +5,7 @@ mod host;
 use std::io::{Read, Write};
 
 use host::{Guest, process, spec, write_and_end};
-use sandbox_protocol::{Call, ExitStatus, FailureKind, RootWrites, Stream};
+use sandbox_protocol::{Call, ExitStatus, FailureKind, RootWrites, Stream, Streams};
 use serde_json::json;
 
 #[test]
@@ -39,11 +39,10 @@ fn many_megabytes_go_through_both_ways() {
     guest.create("c", &spec(&root, &["cat"]), RootWrites::Overlay, None).unwrap();
     guest.start_container("c").unwrap();
     let sent: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let (stdin, mut stdout) = (guest.stream("c", "", Stream::Stdin), guest.stream("c", "", Stream::Stdout));
-    let copy = sent.clone();
+    let (stdin, copy) = (guest.stream("c", "", Stream::Stdin), sent.clone());
     let writer = std::thread::spawn(move || write_and_end(stdin, &copy));
     let mut got = Vec::new();
-    stdout.read_to_end(&mut got).unwrap();
+    guest.stream("c", "", Stream::Stdout).read_to_end(&mut got).unwrap();
     writer.join().unwrap();
     assert!(got == sent);
     assert_eq!(guest.exited("c", "").0, ExitStatus::Code(0));
@@ -59,6 +58,43 @@ fn output_that_nobody_reads_yet_is_not_lost_at_the_end() {
     // Another container runs meanwhile: the first one's full stream holds nothing up.
     assert_eq!(guest.run("d", &spec(&root, &["echo", "hi"])).stdout, "hi\n");
     assert_eq!(guest.finish("c", "").stdout.len(), 2_000_004);
+}
+
+#[test]
+fn an_output_is_dialled_for_when_there_is_some() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    let script = "exec 2>&-; read line; echo $line; read line";
+    guest.create("c", &spec(&root, &["sh", "-c", script]), RootWrites::Overlay, None).unwrap();
+    guest.start_container("c").unwrap();
+    // Whoever reads its errors learns that there will be none, although it runs on.
+    assert_eq!(guest.silent_end("c", "", Stream::Stderr), None);
+    let mut input = guest.stream("c", "", Stream::Stdin);
+    input.write_all(b"word\n").unwrap();
+    let mut said = String::new();
+    let mut output = guest.stream("c", "", Stream::Stdout);
+    drop(input);
+    output.read_to_string(&mut said).unwrap();
+    assert_eq!((said.as_str(), guest.exited("c", "").0), ("word\n", ExitStatus::Code(1)));
+}
+
+#[test]
+fn an_output_that_cannot_be_dialled_for_is_told_to_be_lost() {
+    let Some(mut guest) = Guest::start() else { return };
+    let root = guest.rootfs("root");
+    guest.create("c", &spec(&root, &["sleep", "1000"]), RootWrites::Overlay, None).unwrap();
+    guest.start_container("c").unwrap();
+    drop(guest.stream("c", "", Stream::Stdin));
+    let deaf = Streams { stdin: false, ..host::ALL };
+    guest.stop_listening();
+    guest.exec_with("c", "p", process(&["sh", "-c", "echo lost; exec sleep 1000"]), deaf).unwrap();
+    let why = guest.silent_end("c", "p", Stream::Stdout).unwrap();
+    assert!(why.contains("cannot connect to the host's port 1025"), "{why}");
+    // One that cannot have its input is not run.
+    let failure = guest.exec("c", "q", process(&["true"])).unwrap_err();
+    assert!(failure.message.contains("cannot connect to the host's port 1025"), "{}", failure.message);
+    guest.signal("c", "", 9, false).unwrap();
+    assert_eq!(guest.exited("c", "").0, ExitStatus::Signal(9));
 }
 
 #[test]

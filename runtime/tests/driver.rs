@@ -230,6 +230,15 @@ impl Control {
         }));
     }
 
+    fn silent_end(&mut self, container: &str, stream: Stream, lost: Option<String>) {
+        self.say(&FromAgent::Event(AgentEvent::SilentEnd {
+            container: container.into(),
+            process: String::new(),
+            stream,
+            lost,
+        }));
+    }
+
     fn out_of_memory(&mut self, container: &str) {
         self.say(&FromAgent::Event(AgentEvent::OutOfMemory { container: container.into() }));
     }
@@ -260,6 +269,36 @@ fn a_process_runs_and_its_exit_is_told_after_its_output() {
 }
 
 #[test]
+fn streams_that_nothing_came_of_end_without_a_connection() {
+    let ending = Case::new(GOOD).ending(|agent| {
+        let mut control = agent.configured();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            control.silent_end("box", stream, None);
+            // Once more, which changes nothing.
+            control.silent_end("box", stream, Some("nonsense".into()));
+        }
+        control.exited("box", ExitStatus::Code(3));
+        control.linger();
+    });
+    assert_eq!(ending, Ending::Exited { status: ExitStatus::Code(3), out_of_memory: false });
+}
+
+#[test]
+fn output_that_the_guest_cannot_hand_over_ends_the_sandbox() {
+    let (failure, message) = Case::new(GOOD).failure(|agent| {
+        let mut control = agent.configured();
+        control.answer(Outcome::Done);
+        control.answer(Outcome::Done);
+        control.silent_end("box", Stream::Stdout, Some("no \x1b[31mcolour".into()));
+        control.linger();
+    });
+    assert_eq!(failure, Failure::Other);
+    assert_eq!(message, "the process's standard output is lost: no \\u{1b}[31mcolour");
+}
+
+#[test]
 fn a_refusal_of_the_agent_has_its_kind_and_no_control_characters() {
     for (kind, expected) in [
         (FailureKind::CommandNotFound, Failure::CommandNotFound),
@@ -280,7 +319,7 @@ fn a_refusal_of_the_agent_has_its_kind_and_no_control_characters() {
 #[test]
 fn hostile_agents_are_named_and_ended() {
     type Play = fn(Agent);
-    let plays: [(Play, &str); 8] = [
+    let plays: [(Play, &str); 9] = [
         (|agent| agent.hello().linger_after(&u32::MAX.to_le_bytes()), "over the limit"),
         (|agent| agent.hello().linger_after(&[2, 0, 0, 0, b'{', b'}']), "not what was expected"),
         (
@@ -306,6 +345,14 @@ fn hostile_agents_are_named_and_ended() {
                 control.linger();
             },
             "a lack of memory of a container that does not exist",
+        ),
+        (
+            |agent| {
+                let mut control = agent.configured();
+                control.silent_end("another", Stream::Stdout, None);
+                control.linger();
+            },
+            "the end of a stream of a container that does not exist",
         ),
         (
             |agent| {

@@ -15,7 +15,7 @@ const CONTROL_PORT: u32 = 1024;
 const STREAM_PORT: u32 = 1025;
 
 /// The version of the protocol.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Far more than any host listens to.
 const FLOOD: usize = 100_000;

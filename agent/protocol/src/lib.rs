@@ -4,9 +4,9 @@
 //!
 //! - once to [`CONTROL_PORT`]: it sends [`Hello`], then reads [`Request`]s and writes [`Reply`]s and
 //!   [`Event`]s;
-//! - once to [`STREAM_PORT`] for every standard stream of a process, and for every connection into the guest that
-//!   the host has asked for: it sends one [`StreamHello`] frame, and from then on the connection carries that
-//!   stream's bytes and nothing else. The end of a stream is the end of its direction (`shutdown`).
+//! - once to [`STREAM_PORT`] for every standard stream of a process that carries anything, and for every connection
+//!   into the guest that the host has asked for: it sends one [`StreamHello`] frame, and from then on the connection
+//!   carries that stream's bytes and nothing else. The end of a stream is the end of its direction (`shutdown`).
 //!
 //! A frame is a 32-bit little-endian length and that many bytes of JSON; see [`frame`]. Each side treats the
 //! other as hostile: lengths are checked before anything is allocated, and an id that one side sends back is
@@ -35,7 +35,7 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 
 /// The version of this protocol. The runtime and the agent of one release speak the same; others are refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most bytes of a frame to the guest: a `config.json` may be large.
 pub const MAX_TO_GUEST_BYTES: u32 = 8 << 20;
@@ -404,6 +404,19 @@ pub enum Event {
         /// Anything a reader may want to know besides, such as counters.
         #[serde(default)]
         details: BTreeMap<String, u64>,
+    },
+    /// An output of a process has ended without a connection: nothing came of it, or none could be had for what did.
+    SilentEnd {
+        /// The container.
+        container: String,
+        /// The process; empty: the container's first.
+        #[serde(default)]
+        process: String,
+        /// Which of its outputs.
+        stream: Stream,
+        /// Why what came of it is lost, if anything did.
+        #[serde(default)]
+        lost: Option<String>,
     },
     /// The kernel has killed at least one process of a container for lack of memory since the last of these. The
     /// container may live on; if it does not, this comes before its end.

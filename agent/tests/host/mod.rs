@@ -5,11 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use sandbox_protocol::{
     Call, Create, Event, Exec, ExitStatus, Failure, FromAgent, Hello, MAX_STREAM_HELLO_BYTES,
     MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES, Outcome, Processes, Reply, Request, RootWrites, Stats, Stream,
@@ -180,11 +182,21 @@ impl Guest {
     }
 
     pub fn exec(&mut self, id: &str, process: &str, spec: Value) -> Result<(), Failure> {
+        self.exec_with(id, process, spec, ALL)
+    }
+
+    pub fn exec_with(
+        &mut self,
+        id: &str,
+        process: &str,
+        spec: Value,
+        streams: Streams,
+    ) -> Result<(), Failure> {
         self.call(Call::Exec(Box::new(Exec {
             container: id.into(),
             process: process.into(),
             spec: serde_json::from_value(spec).unwrap(),
-            streams: ALL,
+            streams,
         })))
     }
 
@@ -235,17 +247,70 @@ impl Guest {
         self.call(Call::Delete { container: id.into(), share: None })
     }
 
-    /// A stream that the agent has dialled or is about to dial.
+    /// A stream that the agent has dialled or is about to dial; one that ended without that is at its end.
     pub fn stream(&mut self, id: &str, process: &str, stream: Stream) -> UnixStream {
         let wanted = (id.to_owned(), process.to_owned(), stream);
         loop {
             if let Some(found) = self.connections.remove(&wanted) {
                 return found;
             }
-            let (mut connection, _) = self.listener.accept().unwrap();
-            let hello: StreamHello = frame::read(&mut connection, MAX_STREAM_HELLO_BYTES).unwrap().unwrap();
-            self.connections.insert((hello.container, hello.process, hello.stream), connection);
+            if let Some(lost) = self.take_silent_end(&wanted) {
+                assert_eq!(lost, None);
+                return UnixStream::pair().unwrap().0;
+            }
+            let sources = [self.listener.as_fd(), self.control.as_fd()];
+            let mut ready = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
+            poll(&mut ready, None).unwrap();
+            let [dialled, said] = ready.map(|source| !source.revents().is_empty());
+            if dialled {
+                self.accept();
+            } else if said {
+                self.hear();
+            }
         }
+    }
+
+    fn accept(&mut self) {
+        let (mut connection, _) = self.listener.accept().unwrap();
+        let hello: StreamHello = frame::read(&mut connection, MAX_STREAM_HELLO_BYTES).unwrap().unwrap();
+        self.connections.insert((hello.container, hello.process, hello.stream), connection);
+    }
+
+    fn hear(&mut self) {
+        match self.next() {
+            FromAgent::Event(event) => self.events.push_back(event),
+            FromAgent::Reply(reply) => panic!("an answer to nothing: {reply:?}"),
+        }
+    }
+
+    /// Waits until a stream has ended without a connection. Returns why what came of it is lost, if it is.
+    pub fn silent_end(&mut self, id: &str, process: &str, stream: Stream) -> Option<String> {
+        let wanted = (id.to_owned(), process.to_owned(), stream);
+        loop {
+            if let Some(lost) = self.take_silent_end(&wanted) {
+                return lost;
+            }
+            self.hear();
+        }
+    }
+
+    fn take_silent_end(&mut self, (id, of, wanted): &(String, String, Stream)) -> Option<Option<String>> {
+        let of_wanted = |event: &Event| match event {
+            Event::SilentEnd { container, process, stream, lost }
+                if (container, process, stream) == (id, of, wanted) =>
+            {
+                Some(lost.clone())
+            }
+            _ => None,
+        };
+        let at = self.events.iter().position(|event| of_wanted(event).is_some())?;
+        of_wanted(&self.events.remove(at)?)
+    }
+
+    /// Has nobody be there for streams any more.
+    pub fn stop_listening(&self) {
+        let socket = self.directory.path().join("host");
+        std::fs::remove_file(format!("{}_{}", socket.display(), sandbox_protocol::STREAM_PORT)).unwrap();
     }
 
     /// Waits for the end of a process; other ends are kept.
@@ -254,7 +319,7 @@ impl Guest {
             Event::Exited { container, process, .. } => {
                 (container.as_str(), process.as_str()) == (id, wanted)
             }
-            Event::OutOfMemory { .. } => false,
+            Event::SilentEnd { .. } | Event::OutOfMemory { .. } => false,
         };
         loop {
             if let Some(at) = self.events.iter().position(is_wanted) {
@@ -263,10 +328,7 @@ impl Guest {
                 };
                 return (status, out_of_memory);
             }
-            match self.next() {
-                FromAgent::Event(event) => self.events.push_back(event),
-                FromAgent::Reply(reply) => panic!("an answer to nothing: {reply:?}"),
-            }
+            self.hear();
         }
     }
 

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::sandbox::Inbox;
 
-    const HELLO: &str = r#"{"version": 1, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 2}"#;
+    const HELLO: &str = r#"{"version": 2, "kernel": "6.12", "kernel_micros": 1, "agent_micros": 2}"#;
 
     fn framed(json: &str) -> Vec<u8> {
         [&(json.len() as u32).to_le_bytes(), json.as_bytes()].concat()
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_against_the_protocol_ends_the_conversation() {
-        let other = HELLO.replace("\"version\": 1", "\"version\": 9");
+        let other = HELLO.replace("\"version\": 2", "\"version\": 9");
         assert!(lost(&framed(&other)).contains("version 9"));
         assert!(lost(b"").contains("closed its connection"));
         assert!(lost(&[1, 0]).contains("in the middle"));

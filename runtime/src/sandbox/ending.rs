@@ -160,6 +160,14 @@ pub enum Error {
         /// Why.
         error: io::Error,
     },
+    /// The guest had output that it could not hand over.
+    #[error("the process's {stream} is lost: {}", printable(.why))]
+    Lost {
+        /// Which.
+        stream: &'static str,
+        /// Why, as the guest says.
+        why: String,
+    },
     /// The output of a process that ended did not come to its end.
     #[error("the process has ended, but its output did not come to an end within {} s: some of it may be missing", .0.as_secs())]
     NoDrain(Duration),

@@ -36,6 +36,8 @@ struct Running {
     streams: Streams,
     asker: SyncSender<Answer>,
     exit: Option<ExitStatus>,
+    /// Why some of its output is lost.
+    lost: Option<Error>,
 }
 
 impl Execs {
@@ -58,7 +60,7 @@ impl Execs {
             spec: *process,
             streams: streams.wanted(),
         };
-        self.0.insert(name, Running { streams, asker, exit: None });
+        self.0.insert(name, Running { streams, asker, exit: None, lost: None });
         Ok(exec)
     }
 
@@ -80,8 +82,10 @@ impl Execs {
 
     /// Notes the end of a stream. What the receiver's side of it met is the receiver's own affair.
     pub fn stream_done(&mut self, name: &str, stream: Stream, transfer: Transfer) {
-        if let Some(running) = self.0.get_mut(name) {
-            let _ = running.streams.done(stream, transfer);
+        if let Some(running) = self.0.get_mut(name)
+            && let Err(error @ Error::Lost { .. }) = running.streams.done(stream, transfer)
+        {
+            running.lost = Some(error);
         }
         self.report(name);
     }
@@ -108,9 +112,12 @@ impl Execs {
 
     /// Tells of the end of a process once its output has been delivered.
     fn report(&mut self, name: &str) {
-        let Some(Running { streams, asker, exit: Some(status) }) = self.0.get(name) else { return };
+        let Some(Running { streams, asker, exit: Some(status), lost }) = self.0.get(name) else { return };
         if streams.are_drained() {
-            let _ = asker.try_send(Answer::Exited { status: *status });
+            let _ = asker.try_send(match lost {
+                Some(error) => Answer::refused(error.to_string()),
+                None => Answer::Exited { status: *status },
+            });
             self.0.remove(name);
         }
     }

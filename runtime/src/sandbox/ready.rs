@@ -22,6 +22,7 @@ use crate::listening::Listening;
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::state::Transition;
+use crate::stdio::Transfer;
 use crate::timings::Timeline;
 
 /// How long a process has to end after it was told to: a second interrupt within it, or its end after SIGKILL,
@@ -245,17 +246,7 @@ impl<'a> Ready<'a> {
             Event::Agent(message) => self.heard(message),
             Event::StreamOpened(hello, connection) => self.opened(&hello, connection),
             Event::StreamDone(serial, process, stream, transfer) => {
-                let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
-                match process.as_str() {
-                    "" => {
-                        let done = container.streams.done(stream, transfer);
-                        done.or_else(|error| self.fail(serial, error))
-                    }
-                    process => {
-                        container.execs.stream_done(process, stream, transfer);
-                        Ok(())
-                    }
-                }
+                self.stream_done(serial, &process, stream, transfer)
             }
             Event::Dialled(port, connection) => self.dialled(port, connection),
             Event::Request(serial, request, answer) => self.requested(serial, request, answer),
@@ -297,6 +288,45 @@ impl<'a> Ready<'a> {
         Ok(opened == Some(true))
     }
 
+    fn stream_done(
+        &mut self,
+        serial: Serial,
+        process: &str,
+        stream: Stream,
+        transfer: Transfer,
+    ) -> Result<(), Error> {
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(()) };
+        if process.is_empty() {
+            let done = container.streams.done(stream, transfer);
+            return done.or_else(|error| self.fail(serial, error));
+        }
+        container.execs.stream_done(process, stream, transfer);
+        Ok(())
+    }
+
+    /// An output has ended, the guest says, without a connection.
+    fn silent_end(
+        &mut self,
+        container: &str,
+        process: &str,
+        stream: Stream,
+        lost: Option<String>,
+    ) -> Result<(), Error> {
+        const NOBODY: Error =
+            Error::Protocol("it reports the end of a stream of a container that does not exist");
+        let container = self.in_guest(container).ok_or(NOBODY)?;
+        let serial = container.serial;
+        let streams = match process {
+            "" => Some(&mut container.streams),
+            process => container.execs.streams(process),
+        };
+        if !streams.is_some_and(|streams| streams.expects(stream)) {
+            // It has dialled for it after all.
+            return Ok(());
+        }
+        self.stream_done(serial, process, stream, lost.map_or(Transfer::Complete, Transfer::Lost))
+    }
+
     fn heard(&mut self, message: FromAgent) -> Result<(), Error> {
         match message {
             FromAgent::Reply(answer) => match self.calls.answered(answer)? {
@@ -326,6 +356,9 @@ impl<'a> Ready<'a> {
                 out_of_memory,
                 ..
             }) => return self.exited(&container, &process, Exit { status, out_of_memory }),
+            FromAgent::Event(sandbox_protocol::Event::SilentEnd { container, process, stream, lost }) => {
+                return self.silent_end(&container, &process, stream, lost);
+            }
             FromAgent::Event(sandbox_protocol::Event::OutOfMemory { container }) => {
                 return self.out_of_memory(&container);
             }

@@ -102,12 +102,20 @@ impl Streams {
         Ok(true)
     }
 
+    /// Whether a connection may come for a stream.
+    pub fn expects(&self, stream: Stream) -> bool {
+        matches!(self.states.get(&stream), Some(State::Expected))
+    }
+
     /// Notes the end of a stream.
     pub fn done(&mut self, stream: Stream, transfer: Transfer) -> Result<(), Error> {
         self.states.insert(stream, State::Done);
+        // Where nothing was carried, it is still ours to close.
+        drop(self.end_of(stream));
         match (stream, transfer) {
             (Stream::Stdin, _) | (_, Transfer::Complete | Transfer::ReceiverGone) => Ok(()),
             (stream, Transfer::Failed(error)) => Err(Error::Output { stream: name(stream), error }),
+            (stream, Transfer::Lost(why)) => Err(Error::Lost { stream: name(stream), why }),
         }
     }
 
@@ -143,6 +151,16 @@ impl Streams {
         self.states.iter().filter(|(stream, _)| **stream != Stream::Stdin).map(|(_, state)| state)
     }
 
+    /// Our end of a stream, once.
+    fn end_of(&mut self, stream: Stream) -> Option<OwnedFd> {
+        match stream {
+            Stream::Stdin => self.ends.stdin.take(),
+            Stream::Stdout | Stream::Terminal => self.ends.stdout.take(),
+            Stream::Stderr => self.ends.stderr.take(),
+            Stream::Connection => None,
+        }
+    }
+
     fn attach(&mut self, stream: Stream, guest: UnixStream, progress: Arc<Progress>) -> io::Result<()> {
         let done = {
             let (sender, container, process) = (self.sender.clone(), self.container, self.process.clone());
@@ -152,13 +170,12 @@ impl Streams {
         };
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         let direction = match stream {
-            Stream::Stdin => Direction::ToGuest(self.ends.stdin.take().ok_or_else(gone)?),
-            Stream::Stdout => Direction::FromGuest(self.ends.stdout.take().ok_or_else(gone)?),
-            Stream::Stderr => Direction::FromGuest(self.ends.stderr.take().ok_or_else(gone)?),
+            Stream::Stdin => Direction::ToGuest(self.end_of(stream).ok_or_else(gone)?),
+            Stream::Stdout | Stream::Stderr => Direction::FromGuest(self.end_of(stream).ok_or_else(gone)?),
             Stream::Terminal => {
-                let keys = Direction::KeysToGuest(self.ends.stdin.take().ok_or_else(gone)?);
+                let keys = Direction::KeysToGuest(self.end_of(Stream::Stdin).ok_or_else(gone)?);
                 stdio::start("keyboard", keys, guest.try_clone()?, Arc::default(), |_| {})?;
-                Direction::FromGuest(self.ends.stdout.take().ok_or_else(gone)?)
+                Direction::FromGuest(self.end_of(stream).ok_or_else(gone)?)
             }
             // No process has one.
             Stream::Connection => return Err(gone()),

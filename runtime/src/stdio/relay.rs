@@ -42,6 +42,8 @@ pub enum Transfer {
     ReceiverGone,
     /// A descriptor of ours failed.
     Failed(io::Error),
+    /// The guest could not hand over what there was, and says why.
+    Lost(String),
 }
 
 /// How far a transfer has come, for those who wait for its end.
