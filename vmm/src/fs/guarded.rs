@@ -284,7 +284,9 @@ impl FileSystem for Guarded {
         if !capable.contains(FsOptions::SUBMOUNTS) {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
-        let wanted = self.inner.init(capable - WHOSE_RIGHTS)?;
+        // Where a link leads never changes: another link is another inode.
+        let links = capable & FsOptions::CACHE_SYMLINKS;
+        let wanted = self.inner.init(capable - WHOSE_RIGHTS)? | links;
         tracing::debug!(?capable, ?wanted, "a client of the share begins");
         Ok(wanted)
     }

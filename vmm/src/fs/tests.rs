@@ -13,6 +13,8 @@ use crate::devices::testing::{self, Driver, Part};
 use crate::virtio::{GuestMemory, VirtioDevice};
 
 const REQUESTS: usize = 1;
+/// The flag of FUSE's `init`, of the kernel's `include/uapi/linux/fuse.h`.
+const FUSE_CACHE_SYMLINKS: u32 = 1 << 23;
 const IN_HEADER: usize = 40;
 const OUT_HEADER: usize = 16;
 const ROOM: u32 = 64 * 1024;
@@ -41,6 +43,7 @@ impl Client {
         let reply = client.request(Opcode::Init, 0, &[init.as_slice(), &ext]).unwrap();
         let out: fuse::InitOut = read(&reply);
         assert_eq!((out.major, out.max_write), (7, 1 << 20));
+        assert_ne!(out.flags & FUSE_CACHE_SYMLINKS, 0);
         client
     }
 
