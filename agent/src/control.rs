@@ -20,6 +20,10 @@ const MAX_UNSENT_BYTES: usize = 8 << 20;
 /// The least room for what is read at once.
 const READ_BYTES: usize = 64 << 10;
 
+/// The most room that is kept for what comes next. To have it made each time writes to pages here and there, each of
+/// which a child may have a copy of.
+const MAX_KEPT_BYTES: usize = 2 * READ_BYTES;
+
 /// Why the control connection is of no more use. Each of them ends the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -122,7 +126,7 @@ fn take_frame(bytes: &mut Vec<u8>) -> Result<Option<Request>, FrameError> {
     let Some(mut whole) = bytes.get(..end) else { return Ok(None) };
     let request = frame::read(&mut whole, MAX_TO_GUEST_BYTES)?;
     bytes.drain(..end);
-    if bytes.is_empty() {
+    if bytes.is_empty() && bytes.capacity() > MAX_KEPT_BYTES {
         // A large frame must not keep its memory for good.
         *bytes = Vec::new();
     }

@@ -16,7 +16,7 @@ impl Agent {
     pub(crate) fn hear(&mut self, serial: Serial) -> Result<(), ServeError> {
         let Some(process) = self.processes.get_mut(&serial) else { return Ok(()) };
         let Some(channel) = process.channel.as_ref() else { return Ok(()) };
-        match container::channel::hear(channel) {
+        match container::channel::hear(channel, &mut self.buffer) {
             Heard::Nothing => Ok(()),
             Heard::Ready { terminal } => self.ready(serial, terminal),
             Heard::Failed(failure) => {

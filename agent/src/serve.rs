@@ -83,7 +83,8 @@ pub struct Agent {
     pumps: BTreeMap<u64, Pump>,
     ready: BTreeSet<u64>,
     next_number: u64,
-    buffer: Vec<u8>,
+    /// For whatever is read and not kept.
+    pub(crate) buffer: Vec<u8>,
 }
 
 impl Agent {

@@ -17,9 +17,6 @@ use serde::{Deserialize, Serialize};
 /// The most messages of a child, the end included, and one to spare.
 pub const MAX_MESSAGES: usize = 4;
 
-/// The most bytes of a message; a failure's text is bounded well below.
-const MAX_MESSAGE_BYTES: usize = 32 << 10;
-
 /// What a child says.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 enum Said {
@@ -50,13 +47,11 @@ pub fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     Ok((agent, child))
 }
 
-/// Hears one message, on the agent's side.
-pub fn hear(channel: &OwnedFd) -> Heard {
-    // Not cleared: pages that a child has a copy of cost a fault each.
-    let mut message = Vec::with_capacity(MAX_MESSAGE_BYTES);
-    match recv(channel, rustix::buffer::spare_capacity(&mut message), RecvFlags::empty()) {
+/// Hears one message, on the agent's side. The buffer has room for the longest failure, whose text is bounded.
+pub fn hear(channel: &OwnedFd, buffer: &mut [u8]) -> Heard {
+    match recv(channel, &mut *buffer, RecvFlags::empty()) {
         Ok((0, _)) => Heard::End,
-        Ok(_) => match serde_json::from_slice(&message) {
+        Ok((length, _)) => match serde_json::from_slice(buffer.get(..length).unwrap_or_default()) {
             Ok(Said::Ready { terminal }) => Heard::Ready { terminal },
             Ok(Said::Failed(failure)) => Heard::Failed(failure),
             Err(_) => Heard::Nothing,
@@ -124,6 +119,7 @@ mod tests {
     #[test]
     fn a_child_that_fails_is_heard_and_then_its_end() {
         let (agent, child) = pair().unwrap();
+        let hear = |channel: &OwnedFd| hear(channel, &mut [0; 32 << 10]);
         assert_eq!(hear(&agent), Heard::Nothing);
         let failure = Failure { kind: FailureKind::UnknownUser, message: "no".into() };
         give_up(&child, failure.clone());
@@ -137,7 +133,7 @@ mod tests {
         let (agent, child) = pair().unwrap();
         let_go(&agent).unwrap();
         ready_and_wait(&child, Some(5)).unwrap();
-        assert_eq!(hear(&agent), Heard::Ready { terminal: Some(5) });
+        assert_eq!(hear(&agent, &mut [0; 32 << 10]), Heard::Ready { terminal: Some(5) });
         drop(agent);
         assert!(ready_and_wait(&child, None).is_err());
     }

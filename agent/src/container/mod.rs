@@ -10,7 +10,7 @@
 //! | limits and accounting | [`cgroup`], [`limits`], [`device_filter`], [`update`], [`stats`], [`processes`] |
 //! | root and mounts | [`rootfs`], [`mounts`], [`mount_options`], [`devices`], [`block`], [`volumes`], [`hidden`] |
 //! | kernel settings | [`sysctl`], [`network`], [`time`] |
-//! | the process | [`rights`], [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
+//! | the process | [`program`], [`rights`], [`workload`], [`user`], [`capabilities`], [`seccomp`], [`filter_program`], [`rlimits`], [`scheduling`], [`hooks`], [`command`], [`terminal`] |
 
 pub mod cgroup;
 pub mod channel;
@@ -36,6 +36,7 @@ mod mount_options;
 mod mounts;
 mod mounts_kept;
 mod namespaces;
+mod program;
 mod rights;
 mod rlimits;
 mod rootfs;
@@ -383,6 +384,7 @@ fn move_into(process: &OwnedFd) -> Result<(), SpawnError> {
 /// of other containers, for one.
 fn become_child<'a>(channel: &'a OwnedFd, stdio: &ChildStdio, others: impl IntoIterator<Item = &'a OwnedFd>) {
     power::is_child();
+    program::map();
     let mut kept: Vec<RawFd> = others.into_iter().chain([channel]).map(AsRawFd::as_raw_fd).collect();
     if let ChildStdio::Files(files) = stdio {
         kept.extend(files.iter().map(AsRawFd::as_raw_fd));
