@@ -2,10 +2,12 @@
 
 The jail itself cannot be left out, since devices name paths in it; what it takes is in the VMM's own timings. Its
 network is made while the guest is loaded, and is not in them: 2 ms in the lab, of which 1 is left of a start.
-Throughput is measured from the first byte on, so that the start of the machine is no part of it.
+Throughput is measured from the first byte on, so that the start of the machine is no part of it. Of the reads of a file
+in one machine the fastest counts: whatever else the lab does only ever adds to them.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +25,8 @@ CONFINED = os.path.join(BIN, "sandbox-vmm")
 UNCONFINED = "/lab/unconfined/sandbox-vmm"
 BUNDLE = "bundle"
 STREAM_BYTES = 48 << 20
-FILE_BYTES, FILE_READS = 512 << 20, 3
+# More than the guest's memory holds.
+FILE_BYTES, FILE_READS = 512 << 20, 4
 NETWORK_BYTES = 64 << 20
 NETWORK = "bench-jail"
 HOST_ADDRESS, GUEST_ADDRESS = "10.77.0.1", "10.77.0.2"
@@ -65,6 +68,19 @@ def from_the_first_byte(vmm, *command):
     if process.wait() != 0:
         raise SystemExit(f"bench: {command} ended with {process.returncode}")
     return took
+
+
+def fastest_step(vmm, *command):
+    """Milliseconds of the fastest step of a command that prints a byte after each; of the first, the beginning is not
+    seen."""
+    process = subprocess.Popen(words(BUNDLE, *command), env=dict(os.environ, SANDBOX_VMM=vmm), bufsize=0,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    ticks = []
+    while process.stdout.read(1):
+        ticks.append(time.monotonic())
+    if process.wait() != 0:
+        raise SystemExit(f"bench: {command} ended with {process.returncode}")
+    return min(end - begin for begin, end in itertools.pairwise(ticks)) * 1000
 
 
 @contextlib.contextmanager
@@ -152,13 +168,13 @@ with open(f"{BUNDLE}/rootfs/large", "rb") as large:
     while large.read(1 << 20):
         pass
 few = max(rounds // 2, 1)
-read = "; ".join(["echo"] + ["cat /large >/dev/null"] * FILE_READS)
-for name, command in [
-    ("stream, without filters to with", ["head", "-c", str(STREAM_BYTES), "/dev/zero"]),
-    ("file, without filters to with", ["sh", "-c", read]),
+read = "; ".join(["cat /large >/dev/null; echo"] * FILE_READS)
+for name, measure, command in [
+    ("stream, without filters to with", from_the_first_byte, ["head", "-c", str(STREAM_BYTES), "/dev/zero"]),
+    ("file, without filters to with", fastest_step, ["sh", "-c", read]),
 ]:
     figures.note(name)
-    report_throughput(name, *by_turns(few, lambda vmm, command=command: from_the_first_byte(vmm, *command)))
+    report_throughput(name, *by_turns(few, lambda vmm, run=measure, command=command: run(vmm, *command)))
 with network() as bundle:
     name = "network to the guest, without filters to with"
     figures.note(name)
