@@ -16,10 +16,9 @@ unsafe extern "C" {
 pub fn map() {
     let start = &raw const __executable_start as usize / PAGE_BYTES * PAGE_BYTES;
     let length = &raw const etext as usize - start;
+    // Where the kernel does not, they come one by one.
     // SAFETY: the advice reads pages of the program and changes nothing.
-    let mapped = unsafe { rustix::mm::madvise(start as *mut _, length, Advice::LinuxPopulateRead) };
-    // Without it, they come one by one.
-    let _ = mapped;
+    let _ = unsafe { rustix::mm::madvise(start as *mut _, length, Advice::LinuxPopulateRead) };
 }
 
 #[cfg(test)]

@@ -215,6 +215,14 @@ impl Container {
         !matches!(self.stage, Stage::Preparing)
     }
 
+    /// The streams of a process by its name; empty: the container's first.
+    pub(super) fn streams_of(&mut self, process: &str) -> Option<&mut Streams> {
+        match process {
+            "" => Some(&mut self.streams),
+            process => self.execs.streams(process),
+        }
+    }
+
     /// Why nothing can be asked of its processes now.
     pub(super) fn not_running(&self) -> Option<Answer> {
         match self.record.status {

@@ -280,10 +280,7 @@ impl<'a> Ready<'a> {
     fn stream_opened(&mut self, hello: &StreamHello, connection: UnixStream) -> Result<bool, Error> {
         // Which of its words reaches us first, a connection or an answer, is not for the guest to say.
         let container = self.containers.values_mut().find(|container| container.name() == hello.container);
-        let streams = container.and_then(|container| match hello.process.as_str() {
-            "" => Some(&mut container.streams),
-            process => container.execs.streams(process),
-        });
+        let streams = container.and_then(|container| container.streams_of(&hello.process));
         let opened = streams.map(|streams| streams.opened(hello.stream, connection)).transpose()?;
         Ok(opened == Some(true))
     }
@@ -316,11 +313,7 @@ impl<'a> Ready<'a> {
             Error::Protocol("it reports the end of a stream of a container that does not exist");
         let container = self.in_guest(container).ok_or(NOBODY)?;
         let serial = container.serial;
-        let streams = match process {
-            "" => Some(&mut container.streams),
-            process => container.execs.streams(process),
-        };
-        if !streams.is_some_and(|streams| streams.expects(stream)) {
+        if !container.streams_of(process).is_some_and(|streams| streams.expects(stream)) {
             // It has dialled for it after all.
             return Ok(());
         }
