@@ -65,7 +65,7 @@ fn join(shared: &[Shared]) -> Result<(), SetupError> {
         let flag = namespaces::flag(*kind).cast_unsigned();
         let flag = ThreadNameSpaceType::from_bits_retain(flag);
         rustix::thread::move_into_thread_name_spaces(process.as_fd(), flag)
-            .map_err(SetupError::step(format!("join the {kind} namespace of another container")))?;
+            .map_err(SetupError::step_of(|| format!("join the {kind} namespace of another container")))?;
     }
     Ok(())
 }
@@ -82,11 +82,11 @@ fn name(spec: &Spec, namespaces: Namespaces) -> Result<(), SetupError> {
     }
     if let Some(hostname) = spec.hostname().as_ref().filter(|name| !name.is_empty()) {
         rustix::system::sethostname(hostname.as_bytes())
-            .map_err(SetupError::step(format!("set the host name to {hostname:?}")))?;
+            .map_err(SetupError::step_of(|| format!("set the host name to {hostname:?}")))?;
     }
     if let Some(domain) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
         rustix::system::setdomainname(domain.as_bytes())
-            .map_err(SetupError::step(format!("set the domain name to {domain:?}")))?;
+            .map_err(SetupError::step_of(|| format!("set the domain name to {domain:?}")))?;
     }
     if namespaces.has(LinuxNamespaceType::Network) {
         network::loopback_up().map_err(SetupError::step("bring the loopback interface up"))?;

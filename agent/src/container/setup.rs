@@ -82,9 +82,13 @@ pub enum SetupError {
 
 impl SetupError {
     /// A step of another kind failed.
-    pub fn step<E: Into<std::io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
-        let step = step.into();
-        move |e| Self::Step { step, source: e.into() }
+    pub fn step<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
+        Self::step_of(move || step.into())
+    }
+
+    /// The same, told of what: in words that are made only where it fails.
+    pub fn step_of<E: Into<std::io::Error>>(step: impl FnOnce() -> String) -> impl FnOnce(E) -> Self {
+        move |e| Self::Step { step: step(), source: e.into() }
     }
 
     /// What the host is told.

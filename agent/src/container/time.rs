@@ -34,7 +34,7 @@ fn write(offsets: Option<&HashMap<String, LinuxTimeOffset>>) -> Result<(), Setup
     for (clock, offset) in offsets.into_iter().flatten() {
         let line = line(clock, offset);
         std::fs::write(OFFSETS, &line)
-            .map_err(SetupError::step(format!("set linux.timeOffsets.{clock}, {:?}", line.trim())))?;
+            .map_err(SetupError::step_of(|| format!("set linux.timeOffsets.{clock}, {:?}", line.trim())))?;
     }
     Ok(())
 }

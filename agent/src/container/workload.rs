@@ -115,7 +115,7 @@ impl Workload<'_> {
         }
         for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
             give(stream, Uid::from_raw(user.uid), None)
-                .map_err(SetupError::step(format!("give the standard streams to user {}", user.uid)))?;
+                .map_err(SetupError::step_of(|| format!("give the standard streams to user {}", user.uid)))?;
         }
         Ok(())
     }
@@ -140,16 +140,16 @@ impl Workload<'_> {
         rustix::thread::set_thread_groups(&groups).map_err(SetupError::step("set the additional groups"))?;
         let gid = Gid::from_raw(user.gid);
         rustix::thread::set_thread_res_gid(gid, gid, gid)
-            .map_err(SetupError::step(format!("become group {}", user.gid)))?;
+            .map_err(SetupError::step_of(|| format!("become group {}", user.gid)))?;
         // A directory may be open to the agent and closed to the user, or the other way about.
         let early = self.change_directory();
         let uid = Uid::from_raw(user.uid);
         rustix::thread::set_thread_res_uid(uid, uid, uid)
-            .map_err(SetupError::step(format!("become user {}", user.uid)))?;
+            .map_err(SetupError::step_of(|| format!("become user {}", user.uid)))?;
         if early.is_err() {
             let directory = self.process.cwd().display();
             self.change_directory()
-                .map_err(SetupError::step(format!("change to process.cwd, {directory}")))?;
+                .map_err(SetupError::step_of(|| format!("change to process.cwd, {directory}")))?;
         }
         capabilities.after_user()?;
         let umask = self.process.user().umask().unwrap_or(DEFAULT_UMASK);
