@@ -3,6 +3,9 @@
 //! containerd closes a connection when it has the answer to its last request there, and takes what it has not heard
 //! until then for a failure. The server of the task service does not tell when an answer is out; that all those before
 //! have been handed to it is counted here, and that the last one has come is seen by the connection's end.
+//!
+//! The same holds for one container, whose connection containerd closes when it has the answer to its removal: that
+//! waits for the answers of the kills that have led to it.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +23,10 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// The requests that the end does not wait for: those that wait for an end themselves, and those that bring it about.
 const UNCOUNTED: [&str; 4] = ["/Wait", "/WaitSandbox", "/Shutdown", "/ShutdownSandbox"];
 
+/// What leads to a container's end, and what follows from it.
+const KILL: &str = "/Kill";
+const REMOVAL: &str = "/Delete";
+
 /// The methods of a service, by their paths.
 type Methods = HashMap<String, Box<dyn MethodHandler + Send + Sync>>;
 
@@ -34,6 +41,8 @@ pub struct Over {
 struct State {
     /// How many requests have not been answered.
     owed: usize,
+    /// How many of them are kills.
+    kills: usize,
     over: bool,
     /// The connection of whoever has ended it.
     last: Option<OwnedFd>,
@@ -44,16 +53,17 @@ impl Over {
     pub fn count(self: &Arc<Self>, methods: Methods) -> Methods {
         let counted = |(path, method): (String, _)| match UNCOUNTED.iter().any(|end| path.ends_with(end)) {
             true => (path, method),
-            false => (path, Box::new(Counted { method, over: Arc::clone(self) }) as Box<_>),
+            false => {
+                let (kills, removes) = (path.ends_with(KILL), path.ends_with(REMOVAL));
+                (path, Box::new(Counted { method, kills, removes, over: Arc::clone(self) }) as Box<_>)
+            }
         };
         methods.into_iter().map(counted).collect()
     }
 
     /// Tells that it is over, as is asked on this connection, once all others have been answered.
     pub fn tell(&self, connection: RawFd) {
-        let owes = |state: &mut State| state.owed > 0;
-        let settled = self.changed.wait_timeout_while(self.state(), ANSWER_TIME, owes);
-        let (mut state, _) = settled.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.settled(|state| state.owed);
         state.over = true;
         state.last = copy(connection).ok();
         self.changed.notify_all();
@@ -72,6 +82,13 @@ impl Over {
         let _ = rustix::event::poll(&mut [PollFd::new(&connection, PollFlags::RDHUP)], Some(&time));
     }
 
+    /// Waits until none of these answers is owed any more, for as long as one may take.
+    fn settled(&self, owed: impl Fn(&State) -> usize) -> MutexGuard<'_, State> {
+        let owes = |state: &mut State| owed(state) > 0;
+        let settled = self.changed.wait_timeout_while(self.state(), ANSWER_TIME, owes);
+        settled.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,14 +103,26 @@ fn copy(descriptor: RawFd) -> io::Result<OwnedFd> {
 /// A method whose answers are waited for.
 struct Counted {
     method: Box<dyn MethodHandler + Send + Sync>,
+    kills: bool,
+    removes: bool,
     over: Arc<Over>,
 }
 
 impl MethodHandler for Counted {
     fn handler(&self, context: TtrpcContext, request: Request) -> Result<()> {
-        self.over.state().owed += 1;
+        let kills = usize::from(self.kills);
+        {
+            let mut state = self.over.state();
+            (state.owed, state.kills) = (state.owed + 1, state.kills + kills);
+        }
+        if self.removes {
+            drop(self.over.settled(|state| state.kills));
+        }
         let handed_over = self.method.handler(context, request);
-        self.over.state().owed -= 1;
+        {
+            let mut state = self.over.state();
+            (state.owed, state.kills) = (state.owed - 1, state.kills - kills);
+        }
         self.over.changed.notify_all();
         handed_over
     }
@@ -129,6 +158,22 @@ mod tests {
         over.wait_for_hangup();
         assert!(since.elapsed() >= Duration::from_millis(50));
         hanging_up.join().unwrap();
+    }
+
+    #[test]
+    fn a_removal_waits_for_the_answers_of_kills() {
+        let over = Arc::new(Over::default());
+        over.state().kills = 1;
+        let waiter = Arc::clone(&over);
+        let removal = std::thread::spawn(move || {
+            let since = Instant::now();
+            drop(waiter.settled(|state| state.kills));
+            since.elapsed()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        over.state().kills = 0;
+        over.changed.notify_all();
+        assert!((Duration::from_millis(50)..ANSWER_TIME).contains(&removal.join().unwrap()));
     }
 
     #[test]
