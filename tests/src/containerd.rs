@@ -373,8 +373,22 @@ impl Containerd {
                 let below = fs::read_dir(all).into_iter().flatten().flatten();
                 below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             });
-            state.chain(cgroups).map(|entry| entry.path().display().to_string()).collect()
+            let run = self.path("run").display().to_string();
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let mounts = mounts.lines().filter(|line| line.contains(&run)).map(str::to_owned);
+            let entries = state.chain(cgroups).map(|entry| entry.path().display().to_string());
+            entries.chain(mounts).collect()
         });
+    }
+
+    /// Waits until no process of any container is left: a machine ends a little after the shim that was killed.
+    ///
+    /// # Panics
+    ///
+    /// When one still is after a while.
+    #[track_caller]
+    pub fn expect_no_process(&self) {
+        self.wait_until_gone(Vec::new);
     }
 
     #[track_caller]
@@ -385,9 +399,6 @@ impl Containerd {
             for word in [SHIM, "/proc/self/exe", "sandbox-vmm", "qemu-system"] {
                 left.extend(self.processes(word).iter().map(|pid| format!("{word} {pid}")));
             }
-            let run = self.path("run").display().to_string();
-            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-            left.extend(mounts.lines().filter(|line| line.contains(&run)).map(str::to_owned));
             if left.is_empty() {
                 return;
             }
