@@ -45,13 +45,7 @@ fn a_monitor_killed_while_it_creates_leaves_nothing() {
         let (monitor, _) =
             processes.iter().find(|(_, command)| command.contains(" monitor")).expect("a monitor");
         kill(*monitor, Signal::SIGKILL).unwrap();
-        let outcome = create.wait();
-        if outcome.code() == Some(0) {
-            // It was too late for that.
-            sandbox.on("delete", ["--force"]).expect_code(0);
-        } else {
-            outcome.expect_error(1, &["monitor died"]);
-        }
+        create.wait().expect_error(1, &["monitor died"]);
         sandbox.expect_nothing_left();
     }
     sandbox.expect_clean_and_usable();
