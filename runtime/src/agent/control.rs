@@ -1,6 +1,6 @@
 //! The control connection, guest to host.
 
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -44,8 +44,10 @@ fn converse(mut connection: UnixStream, sender: &Sender) -> String {
         }
         Err(why) => return why,
     }
+    // The agent sends several that go together.
+    let mut messages = BufReader::new(connection);
     loop {
-        match frame::read::<FromAgent>(&mut connection, MAX_TO_HOST_BYTES) {
+        match frame::read::<FromAgent>(&mut messages, MAX_TO_HOST_BYTES) {
             Ok(Some(message)) => {
                 if sender.send(Event::Agent(message)).is_err() {
                     return String::new();

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Process, Spec};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Overrides, SpecError, capabilities, validate, walk};
@@ -64,12 +66,19 @@ pub fn spec_of(bundle: &Path) -> Result<Spec, SpecError> {
     parse(&bundle.join("config.json")).map(|(spec, _)| spec)
 }
 
-/// The process of a bundle's configuration, from which another one of the same container is made.
+/// The process of a bundle's configuration, from which another one of the same container is made. The rest of the
+/// configuration, which is of no interest now, is passed over.
 pub fn process_of(bundle: &Path) -> Result<Process, SpecError> {
-    let spec = spec_of(bundle)?;
-    spec.process()
-        .clone()
-        .ok_or_else(|| SpecError::Value { path: "process".into(), why: "it is missing".into() })
+    #[derive(Deserialize)]
+    struct Config {
+        process: Option<Value>,
+    }
+    let path = bundle.join("config.json");
+    let config: Config = json(&path, &text_of(&path)?)?;
+    let process = config
+        .process
+        .ok_or_else(|| SpecError::Value { path: "process".into(), why: "it is missing".into() })?;
+    understand_process(process).map(|(process, _)| process)
 }
 
 /// A process from a file of its own, as engines write it, and what of it was left out.
@@ -83,13 +92,16 @@ pub fn process_from_json(text: &[u8]) -> Result<(Process, Vec<String>), SpecErro
 }
 
 fn process_from_json_at(path: &Path, text: &[u8]) -> Result<(Process, Vec<String>), SpecError> {
-    let process: Value =
-        serde_json::from_slice(text).map_err(|error| SpecError::Json { path: path.into(), error })?;
-    let (spec, warnings) =
-        understand(json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "process": process}))?;
-    let process = spec.process().clone().unwrap_or_default();
+    let (process, warnings) = understand_process(json(path, text)?)?;
     validate::check_process(&process)?;
     Ok((process, warnings))
+}
+
+/// The process that a JSON value means, and what of it was left out.
+fn understand_process(process: Value) -> Result<(Process, Vec<String>), SpecError> {
+    let (spec, warnings) =
+        understand(json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "process": process}))?;
+    Ok((spec.process().clone().unwrap_or_default(), warnings))
 }
 
 /// Limits in the form of `linux.resources`, held against the table as those of a configuration are.
@@ -114,13 +126,21 @@ fn enter(path: &Path) -> Result<PathBuf, SpecError> {
 }
 
 fn parse(path: &Path) -> Result<(Spec, Vec<String>), SpecError> {
-    let text = read(path).map_err(|error| match error {
+    understand(json(path, &text_of(path)?)?)
+}
+
+/// A bundle's `config.json`.
+fn text_of(path: &Path) -> Result<Vec<u8>, SpecError> {
+    read(path).map_err(|error| match error {
         SpecError::Config { error, .. } if error.kind() == io::ErrorKind::NotFound => {
             SpecError::NoConfig { path: path.parent().unwrap_or(path).into() }
         }
         error => error,
-    })?;
-    understand(serde_json::from_slice(&text).map_err(|error| SpecError::Json { path: path.into(), error })?)
+    })
+}
+
+fn json<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, SpecError> {
+    serde_json::from_slice(text).map_err(|error| SpecError::Json { path: path.into(), error })
 }
 
 /// The configuration that a JSON value means, and what of it was left out.
@@ -226,6 +246,30 @@ mod tests {
         let sets = bundle.spec().process().as_ref().unwrap().capabilities().clone().unwrap();
         assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         assert!(bundle.warnings()[0].contains("bounding: \"CAP_FROB\""), "{:?}", bundle.warnings());
+    }
+
+    #[test]
+    fn of_a_configuration_only_the_process_is_read_where_only_that_is_wanted() {
+        let bundle = tempfile::tempdir().unwrap();
+        let process = |config: &str| {
+            fs::write(bundle.path().join("config.json"), config).unwrap();
+            process_of(bundle.path()).map_err(|e| e.to_string())
+        };
+        let found =
+            process(r#"{"bogus": [1], "process": {"cwd": "/there", "args": ["a"]}, "mounts": 7}"#).unwrap();
+        assert_eq!((found.cwd().as_path(), found.user().uid()), (Path::new("/there"), 0));
+        for (config, wanted) in [
+            ("{}", "`process`: it is missing"),
+            (r#"{"process": {"cwd": "/", "bogus": 1}}"#, "`process.bogus`"),
+            (r#"{"process": {"cwd": 7}}"#, "`process.cwd`"),
+            ("{\n  \"process\": ,\n}", "line 2 column 14"),
+            (r#"{"process": {"cwd": "/"}} and more"#, "trailing characters"),
+        ] {
+            let message = process(config).unwrap_err();
+            assert!(message.contains(wanted), "{config}: {message}");
+        }
+        fs::remove_file(bundle.path().join("config.json")).unwrap();
+        assert!(process_of(bundle.path()).unwrap_err().to_string().contains("has no config.json"));
     }
 
     #[test]
