@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Duration;
 
 /// The path of one of the binaries under test.
@@ -42,6 +43,7 @@ pub fn artefact(variable: &str, name: &str) -> PathBuf {
 
 /// The machine under test, as `--machine` takes it: `SANDBOX_TEST_MACHINE`, or `qemu`, which works anywhere.
 pub fn machine() -> String {
+    tell_failures_at_once();
     std::env::var("SANDBOX_TEST_MACHINE").unwrap_or_else(|_| "qemu".into())
 }
 
@@ -54,6 +56,21 @@ pub fn on_kvm() -> bool {
 pub fn patience() -> Duration {
     let seconds = std::env::var("SANDBOX_TEST_PATIENCE").ok().and_then(|s| s.parse().ok());
     Duration::from_secs(seconds.unwrap_or(if on_kvm() { 240 } else { 120 }))
+}
+
+/// From now on, a failure is told on the real standard error when it happens too: the harness keeps it until all tests are
+/// through, and a run that is killed at its time limit would keep it for good.
+fn tell_failures_at_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let keep = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            keep(panic);
+            let test = std::thread::current();
+            let notice = format!("FAILING {}: {panic}\n", test.name().unwrap_or("a thread of a test"));
+            let _ = std::io::stderr().write_all(notice.as_bytes());
+        }));
+    });
 }
 
 /// Says on the real standard error, which the harness does not capture, that a test did not run, and why.
