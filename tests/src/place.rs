@@ -43,6 +43,7 @@ pub fn artefact(variable: &str, name: &str) -> PathBuf {
 
 /// The machine under test, as `--machine` takes it: `SANDBOX_TEST_MACHINE`, or `qemu`, which works anywhere.
 pub fn machine() -> String {
+    // Every test asks for it before it can fail for what the machine does.
     tell_failures_at_once();
     std::env::var("SANDBOX_TEST_MACHINE").unwrap_or_else(|_| "qemu".into())
 }
@@ -67,15 +68,18 @@ fn tell_failures_at_once() {
         std::panic::set_hook(Box::new(move |panic| {
             keep(panic);
             let test = std::thread::current();
-            let notice = format!("FAILING {}: {panic}\n", test.name().unwrap_or("a thread of a test"));
-            let _ = std::io::stderr().write_all(notice.as_bytes());
+            say(&format!("FAILING {}: {panic}\n", test.name().unwrap_or("a thread of a test")));
         }));
     });
 }
 
 /// Says on the real standard error, which the harness does not capture, that a test did not run, and why.
 pub fn skip(test: &str, reason: &str) {
-    let notice = format!("SKIPPED {test}: {reason}\n");
+    say(&format!("SKIPPED {test}: {reason}\n"));
+}
+
+/// Writes to the real standard error.
+fn say(notice: &str) {
     // A closed standard error is nothing that a test could help.
     let _ = std::io::stderr().write_all(notice.as_bytes());
 }

@@ -73,8 +73,7 @@ pub fn process_of(bundle: &Path) -> Result<Process, SpecError> {
     struct Config {
         process: Option<Value>,
     }
-    let path = bundle.join("config.json");
-    let config: Config = json(&path, &text_of(&path)?)?;
+    let config: Config = read_config(&bundle.join("config.json"))?;
     let process = config
         .process
         .ok_or_else(|| SpecError::Value { path: "process".into(), why: "it is missing".into() })?;
@@ -92,7 +91,7 @@ pub fn process_from_json(text: &[u8]) -> Result<(Process, Vec<String>), SpecErro
 }
 
 fn process_from_json_at(path: &Path, text: &[u8]) -> Result<(Process, Vec<String>), SpecError> {
-    let (process, warnings) = understand_process(json(path, text)?)?;
+    let (process, warnings) = understand_process(from_json(path, text)?)?;
     validate::check_process(&process)?;
     Ok((process, warnings))
 }
@@ -126,20 +125,21 @@ fn enter(path: &Path) -> Result<PathBuf, SpecError> {
 }
 
 fn parse(path: &Path) -> Result<(Spec, Vec<String>), SpecError> {
-    understand(json(path, &text_of(path)?)?)
+    understand(read_config(path)?)
 }
 
-/// A bundle's `config.json`.
-fn text_of(path: &Path) -> Result<Vec<u8>, SpecError> {
-    read(path).map_err(|error| match error {
+/// A bundle's `config.json`, or what is wanted of it.
+fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, SpecError> {
+    let text = read(path).map_err(|error| match error {
         SpecError::Config { error, .. } if error.kind() == io::ErrorKind::NotFound => {
             SpecError::NoConfig { path: path.parent().unwrap_or(path).into() }
         }
         error => error,
-    })
+    })?;
+    from_json(path, &text)
 }
 
-fn json<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, SpecError> {
+fn from_json<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, SpecError> {
     serde_json::from_slice(text).map_err(|error| SpecError::Json { path: path.into(), error })
 }
 
