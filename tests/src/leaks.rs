@@ -160,7 +160,16 @@ fn files(trace: &Trace) -> Vec<String> {
     let mut left: Vec<PathBuf> = below("tmp").map(|entry| entry.path()).collect();
     left.extend(below("state").map(|entry| entry.path()).filter(|path| !is_lock(path)));
     left.extend(Some(Path::new("/run/sandbox").join(&trace.id)).filter(|path| path.exists()));
-    left.iter().map(|path| format!("file: {}", path.display())).collect()
+    left.iter().map(|path| format!("file: {}", described(path))).collect()
+}
+
+/// A path with what is in it, where it is a directory: how far its owner came says when it ended.
+fn described(path: &Path) -> String {
+    let below = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    match below.collect::<Vec<_>>() {
+        below if path.is_dir() => format!("{} with {below:?}", path.display()),
+        _ => path.display().to_string(),
+    }
 }
 
 /// A lock file belongs to the state directory, not to a sandbox.

@@ -10,8 +10,8 @@
 //! means nothing on a directory that only its owner may enter, and nobody else sets it so), and only the names
 //! that we use.
 //!
-//! What is in it: `state.json`, `monitor.sock` and `vmm.sock` (control sockets), and `vsock/` with the sockets
-//! that the guest's connections arrive at.
+//! What is in it: `state.json`, `monitor.sock` and `vmm.sock` (control sockets), beside the latter what the machine
+//! needs for a moment of its start, and `vsock/` with the sockets that the guest's connections arrive at.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -44,6 +44,9 @@ const SWEEP_TIME: Duration = Duration::from_millis(20);
 
 const RECORD: &str = "state.json";
 const NEW_RECORD: &str = "state.json.new";
+const MONITOR_SOCKET: &str = "monitor.sock";
+const VMM_SOCKET: &str = "vmm.sock";
+const VSOCK: &str = "vsock";
 
 /// A sandbox's directory, locked. Dropping it removes the directory, or all but the record of one that is kept.
 #[derive(Debug)]
@@ -217,17 +220,17 @@ impl StateDirPaths<'_> {
 
     /// Where the monitor takes requests of other commands.
     pub fn monitor_socket(self) -> PathBuf {
-        self.0.join("monitor.sock")
+        self.0.join(MONITOR_SOCKET)
     }
 
     /// The machine's control socket.
     pub fn vmm_socket(self) -> PathBuf {
-        self.0.join("vmm.sock")
+        self.0.join(VMM_SOCKET)
     }
 
     /// The directory of the vsock sockets, which the machine's process sees and so holds nothing else.
     pub fn vsock_directory(self) -> PathBuf {
-        self.0.join("vsock")
+        self.0.join(VSOCK)
     }
 
     /// The machine's vsock socket.
@@ -302,11 +305,15 @@ fn try_lock(path: &Path) -> Result<Locked, StateError> {
 
 /// Whether a directory was made by us, and holds nothing else than what we put there.
 fn is_ours(path: &Path, directory: BorrowedFd<'_>) -> bool {
-    const NAMES: [&str; 5] = [RECORD, NEW_RECORD, "monitor.sock", "vmm.sock", "vsock"];
+    const NAMES: [&str; 4] = [RECORD, NEW_RECORD, MONITOR_SOCKET, VSOCK];
+    // A machine that was killed while it started leaves names of its own as well.
+    let of_machine = |name: &str| Path::new(name).file_stem() == Path::new(VMM_SOCKET).file_stem();
     let marked = rustix::fs::fstat(directory)
         .is_ok_and(|s| s.st_mode & 0o7777 == MODE && s.st_uid == rustix::process::geteuid().as_raw());
     let known = |entry: io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|e| e.file_name().to_str().is_some_and(|name| NAMES.contains(&name)))
+        entry.is_ok_and(|e| {
+            e.file_name().to_str().is_some_and(|name| NAMES.contains(&name) || of_machine(name))
+        })
     };
     marked && fs::read_dir(path).is_ok_and(|mut entries| entries.all(known))
 }
@@ -364,6 +371,9 @@ mod tests {
         let directory = StateDir::claim(root, &id(text)).unwrap();
         directory.write(&record(text)).unwrap();
         fs::create_dir(directory.paths().vsock_directory()).unwrap();
+        for of_machine in ["vmm.sock", "vmm.vsock", "vmm.share"] {
+            fs::write(directory.path.join(of_machine), "").unwrap();
+        }
         let path = directory.path.clone();
         let kept = path.with_extension("kept");
         fs::rename(&path, &kept).unwrap();

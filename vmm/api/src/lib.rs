@@ -92,7 +92,8 @@ pub struct VmConfig {
     /// A file that takes what the guest writes to its serial console; none: the machine has no serial port.
     #[serde(default)]
     pub console: Option<PathBuf>,
-    /// Where the control socket is made.
+    /// Where the control socket is made. While the machine starts there are other sockets beside it, whose names
+    /// differ from its in the extension: one that is killed then leaves them.
     pub control_socket: PathBuf,
     /// What devices do at most.
     #[serde(default)]
