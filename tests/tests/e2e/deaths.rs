@@ -1,10 +1,12 @@
 //! A monitor that is killed: `state` says so, `delete` cleans up, and the id works again.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use sandbox_tests::place::patience;
 use sandbox_tests::process::Process;
-use sandbox_tests::{Container, leaks, sandbox};
+use sandbox_tests::{Container, Sandbox, leaks, sandbox};
 
 #[test]
 fn a_monitor_killed_in_each_state_is_stopped_and_can_be_deleted() {
@@ -39,8 +41,7 @@ fn a_monitor_killed_in_each_state_is_stopped_and_can_be_deleted() {
 fn a_monitor_killed_while_it_creates_leaves_nothing() {
     let sandbox = sandbox("creator-killed").command(["sleep", "1000"]);
     for _ in 0..3 {
-        let create = Process::spawn(&mut sandbox.create_command());
-        while sandbox.on("state", []).code() != Some(0) {}
+        let create = create_to_its_record(&sandbox);
         let processes = leaks::processes(&sandbox.trace());
         let (monitor, _) =
             processes.iter().find(|(_, command)| command.contains(" monitor")).expect("a monitor");
@@ -55,8 +56,7 @@ fn a_monitor_killed_while_it_creates_leaves_nothing() {
 fn a_create_that_is_killed_leaves_nothing() {
     let sandbox = sandbox("create-killed").command(["sleep", "1000"]);
     for _ in 0..3 {
-        let create = Process::spawn(&mut sandbox.create_command());
-        while sandbox.on("state", []).code() != Some(0) {}
+        let create = create_to_its_record(&sandbox);
         create.signal(Signal::SIGKILL);
         let outcome = create.wait();
         assert_ne!(outcome.code(), Some(0), "{outcome}");
@@ -94,6 +94,19 @@ fn the_machine_killed_ends_the_container() {
     assert_eq!(sandbox.status(), "stopped");
     sandbox.on("delete", []).expect_code(0);
     sandbox.expect_clean_and_usable();
+}
+
+/// A `create` that has come so far that others know of the container; the machine's start, most of it, is to come.
+fn create_to_its_record(sandbox: &Sandbox) -> Process {
+    let create = Process::spawn(&mut sandbox.create_command());
+    // Seen here and not asked of a command, which takes part of the time that is left.
+    let record = sandbox.state().join(&sandbox.id).join("state.json");
+    let deadline = Instant::now() + patience();
+    while !record.exists() {
+        assert!(Instant::now() < deadline, "there is no {}", record.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    create
 }
 
 fn kill_monitor(container: &Container<'_>) {
