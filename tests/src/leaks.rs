@@ -165,11 +165,9 @@ fn files(trace: &Trace) -> Vec<String> {
 
 /// A path with what is in it, where it is a directory: how far its owner came says when it ended.
 fn described(path: &Path) -> String {
-    let below = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    match below.collect::<Vec<_>>() {
-        below if path.is_dir() => format!("{} with {below:?}", path.display()),
-        _ => path.display().to_string(),
-    }
+    let Ok(entries) = fs::read_dir(path) else { return path.display().to_string() };
+    let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+    format!("{} with {names:?}", path.display())
 }
 
 /// A lock file belongs to the state directory, not to a sandbox.

@@ -13,6 +13,7 @@
 //! What is in it: `state.json`, `monitor.sock` and `vmm.sock` (control sockets), beside the latter what the machine
 //! needs for a moment of its start, and `vsock/` with the sockets that the guest's connections arrive at.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use sandbox_vmm_api::{SHARE_LINK, VSOCK_LINK};
 
 use super::{Record, SandboxId, StateError};
 use crate::replace::replace;
@@ -305,16 +307,13 @@ fn try_lock(path: &Path) -> Result<Locked, StateError> {
 
 /// Whether a directory was made by us, and holds nothing else than what we put there.
 fn is_ours(path: &Path, directory: BorrowedFd<'_>) -> bool {
-    const NAMES: [&str; 4] = [RECORD, NEW_RECORD, MONITOR_SOCKET, VSOCK];
-    // A machine that was killed while it started leaves names of its own as well.
-    let of_machine = |name: &str| Path::new(name).file_stem() == Path::new(VMM_SOCKET).file_stem();
+    const NAMES: [&str; 5] = [RECORD, NEW_RECORD, MONITOR_SOCKET, VMM_SOCKET, VSOCK];
+    // Of a machine that was killed while it started.
+    let links = [VSOCK_LINK, SHARE_LINK].map(|link| Path::new(VMM_SOCKET).with_extension(link));
+    let ours = |name: &OsStr| NAMES.iter().any(|ours| name == *ours) || links.iter().any(|link| link == name);
     let marked = rustix::fs::fstat(directory)
         .is_ok_and(|s| s.st_mode & 0o7777 == MODE && s.st_uid == rustix::process::geteuid().as_raw());
-    let known = |entry: io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|e| {
-            e.file_name().to_str().is_some_and(|name| NAMES.contains(&name) || of_machine(name))
-        })
-    };
+    let known = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| ours(&entry.file_name()));
     marked && fs::read_dir(path).is_ok_and(|mut entries| entries.all(known))
 }
 
@@ -484,6 +483,12 @@ mod tests {
         sweep(root.path()).unwrap();
         assert!(matches!(StateDir::claim(root.path(), &id("documents")), Err(StateError::Foreign { .. })));
         assert!(path.join("letter").exists());
+        let path = root.path().join("marked");
+        DirBuilder::new().mode(MODE).create(&path).unwrap();
+        fs::write(path.join("vmm.letter"), "").unwrap();
+        sweep(root.path()).unwrap();
+        assert!(matches!(StateDir::claim(root.path(), &id("marked")), Err(StateError::Foreign { .. })));
+        assert!(path.join("vmm.letter").exists());
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! A monitor that is killed: `state` says so, `delete` cleans up, and the id works again.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use sandbox_tests::place::patience;
-use sandbox_tests::process::Process;
+use sandbox_tests::process::{POLL, Process};
 use sandbox_tests::{Container, Sandbox, leaks, sandbox};
 
 #[test]
@@ -104,7 +104,7 @@ fn create_to_its_record(sandbox: &Sandbox) -> Process {
     let deadline = Instant::now() + patience();
     while !record.exists() {
         assert!(Instant::now() < deadline, "there is no {}", record.display());
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(POLL);
     }
     create
 }

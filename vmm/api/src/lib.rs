@@ -25,6 +25,12 @@ pub const EVENT_FD: i32 = 3;
 /// The first of the descriptors that taps are inherited under.
 pub const FIRST_TAP_FD: i32 = EVENT_FD + 1;
 
+/// The extension, in place of the control socket's, of the name that the way to QEMU's vsock device has during a start.
+pub const VSOCK_LINK: &str = "vsock";
+
+/// The same of the way to its file device.
+pub const SHARE_LINK: &str = "share";
+
 /// The virtio-fs tag of the one share of a machine.
 pub const SHARE_TAG: &str = "share";
 
@@ -92,8 +98,8 @@ pub struct VmConfig {
     /// A file that takes what the guest writes to its serial console; none: the machine has no serial port.
     #[serde(default)]
     pub console: Option<PathBuf>,
-    /// Where the control socket is made. While the machine starts there are other sockets beside it, whose names
-    /// differ from its in the extension: one that is killed then leaves them.
+    /// Where the control socket is made. While QEMU is being started there are two other sockets beside it, with the
+    /// extensions [`VSOCK_LINK`] and [`SHARE_LINK`]: a process that is killed then leaves them.
     pub control_socket: PathBuf,
     /// What devices do at most.
     #[serde(default)]

@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
-use sandbox_vmm_api::{VsockConfig, socket};
+use sandbox_vmm_api::{SHARE_LINK, VSOCK_LINK, VsockConfig, socket};
 use vm_memory::GuestAddress;
 
 use super::entry;
@@ -76,7 +76,7 @@ impl Opened {
             qmp: Pair::new("control")?,
             console: config.console().map(open_console).transpose()?,
             vsock: config.vsock().map(|vsock| VsockLink::new(vsock, config)).transpose()?,
-            share: (!config.shares().is_empty()).then(|| Link::new("share", config)).transpose()?,
+            share: (!config.shares().is_empty()).then(|| Link::new(SHARE_LINK, config)).transpose()?,
             disks: config.disks().iter().map(Image::open).collect::<Result<_, _>>()?,
             taps: config.nets().iter().map(|net| Tap::take(&net.tap)).collect::<Result<_, _>>()?,
             descriptors: File::open("/proc/self/fd").map_err(Error::Descriptors)?,
@@ -173,6 +173,6 @@ impl VsockLink {
         let listener = socket::bind(&vsock.socket)
             .map_err(|error| Error::Listen { path: vsock.socket.clone(), error })?;
         let dial = Path::new(jail::VSOCK).join(vsock.socket.file_name().unwrap_or_default());
-        Ok(Self { link: Link::new("vsock", config)?, cid: vsock.cid, listener, dial })
+        Ok(Self { link: Link::new(VSOCK_LINK, config)?, cid: vsock.cid, listener, dial })
     }
 }
