@@ -1,8 +1,9 @@
 //! How a shim comes to its end: not before whoever it serves has every answer.
 //!
-//! containerd closes a connection when it has the answer to its last request there, and takes what it has not heard
-//! until then for a failure. The server of the task service does not tell when an answer is out; that all those before
-//! have been handed to it is counted here, and that the last one has come is seen by the connection's end.
+//! containerd has a connection for each container, closes it when it has the answer to its last request there, and takes
+//! what it has not heard when the shim ends for a failure. The server of the task service does not tell when an answer is
+//! out; that all have been handed to it is counted here, and that those of late have come is seen by the ends of their
+//! connections.
 //!
 //! The same holds for one container, whose connection containerd closes when it has the answer to its removal: that
 //! waits for the answers of the kills that have led to it.
@@ -11,7 +12,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::ttrpc::{MethodHandler, Request, Result, TtrpcContext};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -44,8 +45,17 @@ struct State {
     /// How many of them are kills.
     kills: usize,
     over: bool,
-    /// The connection of whoever has ended it.
-    last: Option<OwnedFd>,
+    /// The connections that have had an answer of late, by their numbers, and when.
+    answered: HashMap<RawFd, (OwnedFd, Instant)>,
+}
+
+impl State {
+    /// Notes that there was an answer on this connection. Those of long ago have come.
+    fn answered(&mut self, number: RawFd, connection: OwnedFd) {
+        let now = Instant::now();
+        self.answered.retain(|_, (_, at)| now.duration_since(*at) < ANSWER_TIME);
+        self.answered.insert(number, (connection, now));
+    }
 }
 
 impl Over {
@@ -65,7 +75,9 @@ impl Over {
     pub fn tell(&self, connection: RawFd) {
         let mut state = self.settled(|state| state.owed);
         state.over = true;
-        state.last = copy(connection).ok();
+        if let Ok(copy) = copy(connection) {
+            state.answered(connection, copy);
+        }
         self.changed.notify_all();
     }
 
@@ -75,11 +87,15 @@ impl Over {
         drop(self.changed.wait_while(self.state(), waits).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Waits until whoever has ended it has the answer to that, and hangs up.
+    /// Waits until whoever had an answer of late has it, and hangs up.
     pub fn wait_for_hangup(&self) {
-        let Some(connection) = self.state().last.take() else { return };
-        let time = Timespec::try_from(ANSWER_TIME).unwrap_or_default();
-        let _ = rustix::event::poll(&mut [PollFd::new(&connection, PollFlags::RDHUP)], Some(&time));
+        let deadline = Instant::now() + ANSWER_TIME;
+        let answered = std::mem::take(&mut self.state().answered);
+        for (connection, _) in answered.into_values() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let _ = rustix::event::poll(&mut [PollFd::new(&connection, PollFlags::RDHUP)], Some(&left));
+        }
     }
 
     /// Waits until none of these answers is owed any more, for as long as one may take.
@@ -110,6 +126,7 @@ struct Counted {
 
 impl MethodHandler for Counted {
     fn handler(&self, context: TtrpcContext, request: Request) -> Result<()> {
+        let (number, connection) = (context.fd, copy(context.fd));
         let kills = usize::from(self.kills);
         {
             let mut state = self.over.state();
@@ -122,6 +139,11 @@ impl MethodHandler for Counted {
         {
             let mut state = self.over.state();
             (state.owed, state.kills) = (state.owed - 1, state.kills - kills);
+            match connection {
+                Ok(connection) if handed_over.is_ok() => state.answered(number, connection),
+                // There is no answer: the server closes the connection, and its end is to be seen.
+                _ => drop(state.answered.remove(&number)),
+            }
         }
         self.over.changed.notify_all();
         handed_over
@@ -130,34 +152,73 @@ impl MethodHandler for Counted {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
-    use std::time::Instant;
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+
+    use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, Empty, ShutdownRequest};
+    use containerd_shim_protos::ttrpc::{self, Server};
+    use containerd_shim_protos::{Client, Task, TaskClient, create_task};
 
     use super::*;
 
+    /// How long a container takes to be made, and its client to hang up.
+    const PAUSE: Duration = Duration::from_millis(100);
+
+    /// Makes no container, and is over when that is asked.
+    struct Service(Arc<Over>);
+
+    impl Task for Service {
+        fn create(&self, _: &TtrpcContext, _: CreateTaskRequest) -> Result<CreateTaskResponse> {
+            std::thread::sleep(PAUSE);
+            Err(ttrpc::Error::Others("none is made".into()))
+        }
+
+        fn shutdown(&self, context: &TtrpcContext, _: ShutdownRequest) -> Result<Empty> {
+            self.0.tell(context.fd);
+            Ok(Empty::default())
+        }
+    }
+
+    fn client(socket: &Path) -> TaskClient {
+        TaskClient::new(Client::connect(&format!("unix://{}", socket.display())).unwrap())
+    }
+
+    fn context() -> ttrpc::context::Context {
+        ttrpc::context::with_duration(Duration::from_secs(60))
+    }
+
     #[test]
-    fn the_end_is_told_when_every_answer_is_out_and_comes_with_the_hangup() {
+    fn the_end_comes_when_every_client_has_its_answer_and_has_hung_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
         let over = Arc::new(Over::default());
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        over.state().owed = 1;
-        let (teller, descriptor) = (Arc::clone(&over), ours.as_raw_fd());
-        let told = std::thread::spawn(move || teller.tell(descriptor));
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!over.state().over);
-        over.state().owed = 0;
-        over.changed.notify_all();
-        told.join().unwrap();
-        over.wait();
-        drop(ours);
-        let hanging_up = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(50));
-            drop(theirs);
+        let listener = UnixListener::bind(&socket).unwrap().into_raw_fd();
+        let methods = over.count(create_task(Arc::new(Service(Arc::clone(&over)))));
+        let mut server = Server::new().add_listener(listener).unwrap().register_service(methods);
+        server.start().unwrap();
+
+        let (making, ending) = (client(&socket), client(&socket));
+        let maker = std::thread::spawn(move || {
+            let answer = making.create(context(), &CreateTaskRequest::default());
+            std::thread::sleep(PAUSE);
+            let hung_up = Instant::now();
+            drop(making);
+            (answer.unwrap_err().to_string(), hung_up)
         });
-        let since = Instant::now();
+        while over.state().owed == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let ender = std::thread::spawn(move || ending.shutdown(context(), &ShutdownRequest::default()));
+        over.wait();
+        assert_eq!(over.state().owed, 0);
         over.wait_for_hangup();
-        assert!(since.elapsed() >= Duration::from_millis(50));
-        hanging_up.join().unwrap();
+        let end = Instant::now();
+        ender.join().unwrap().unwrap();
+        let (answer, hung_up) = maker.join().unwrap();
+        assert!(answer.contains("none is made"), "{answer}");
+        assert!(end >= hung_up);
+        server.shutdown();
     }
 
     #[test]
