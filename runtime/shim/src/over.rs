@@ -18,7 +18,8 @@ use containerd_shim_protos::ttrpc::{MethodHandler, Request, Result, TtrpcContext
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-/// How long an answer may take that the end waits for, and how long its receiver may take to hang up.
+/// How long an answer may take that the end waits for, and how long its receiver may take to hang up. One that is older
+/// has come.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// The requests that the end does not wait for: those that wait for an end themselves, and those that bring it about.
@@ -50,7 +51,7 @@ struct State {
 }
 
 impl State {
-    /// Notes that there was an answer on this connection. Those of long ago have come.
+    /// Notes that there was an answer on this connection, and forgets those that have come.
     fn answered(&mut self, number: RawFd, connection: OwnedFd) {
         let now = Instant::now();
         self.answered.retain(|_, (_, at)| now.duration_since(*at) < ANSWER_TIME);
@@ -155,6 +156,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixListener;
     use std::path::Path;
+    use std::sync::mpsc::{Sender, channel};
 
     use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, Empty, ShutdownRequest};
     use containerd_shim_protos::ttrpc::{self, Server};
@@ -165,17 +167,24 @@ mod tests {
     /// How long a container takes to be made, and its client to hang up.
     const PAUSE: Duration = Duration::from_millis(100);
 
-    /// Makes no container, and is over when that is asked.
-    struct Service(Arc<Over>);
+    /// How long anything may take at most.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Tells that it begins to make a container, and makes none; is over when that is asked.
+    struct Service {
+        over: Arc<Over>,
+        begun: Sender<()>,
+    }
 
     impl Task for Service {
         fn create(&self, _: &TtrpcContext, _: CreateTaskRequest) -> Result<CreateTaskResponse> {
+            self.begun.send(()).unwrap();
             std::thread::sleep(PAUSE);
             Err(ttrpc::Error::Others("none is made".into()))
         }
 
         fn shutdown(&self, context: &TtrpcContext, _: ShutdownRequest) -> Result<Empty> {
-            self.0.tell(context.fd);
+            self.over.tell(context.fd);
             Ok(Empty::default())
         }
     }
@@ -185,7 +194,7 @@ mod tests {
     }
 
     fn context() -> ttrpc::context::Context {
-        ttrpc::context::with_duration(Duration::from_secs(60))
+        ttrpc::context::with_duration(PATIENCE)
     }
 
     #[test]
@@ -194,7 +203,8 @@ mod tests {
         let socket = directory.path().join("socket");
         let over = Arc::new(Over::default());
         let listener = UnixListener::bind(&socket).unwrap().into_raw_fd();
-        let methods = over.count(create_task(Arc::new(Service(Arc::clone(&over)))));
+        let (begun, begins) = channel();
+        let methods = over.count(create_task(Arc::new(Service { over: Arc::clone(&over), begun })));
         let mut server = Server::new().add_listener(listener).unwrap().register_service(methods);
         server.start().unwrap();
 
@@ -206,9 +216,7 @@ mod tests {
             drop(making);
             (answer.unwrap_err().to_string(), hung_up)
         });
-        while over.state().owed == 0 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        begins.recv_timeout(PATIENCE).unwrap();
         let ender = std::thread::spawn(move || ending.shutdown(context(), &ShutdownRequest::default()));
         over.wait();
         assert_eq!(over.state().owed, 0);
